@@ -1,0 +1,52 @@
+# Everything sets itself up: the environment is made once, reused after, and refreshed when its files change.
+VENV := .venv
+BIN := $(VENV)/bin
+# Two test processes share the cores; more threads in each only get in each other's way.
+TEST_ENV := OMP_NUM_THREADS=1
+PYTHON ?= python3
+STAMP := $(VENV)/.ready
+DEMO_OUTPUT ?= output/demo
+DEMO_ARGS ?=
+
+.PHONY: help demo test test-slow check format tables conformance clean
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): constraints.txt setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once, a minute or two)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train a baseline and its Hi-CL twin on generated images and compare them
+	@$(BIN)/python benchmark/run_matrix.py run --matrix benchmark/matrices/smoke.yaml --output $(DEMO_OUTPUT) $(DEMO_ARGS)
+
+test: $(STAMP)  ## run the tests
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(STAMP)  ## run the slow tests too
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)  ## lint, format, types, and whether the README's tables are fresh
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python benchmark/readme_tables.py --check
+
+format: $(STAMP)  ## put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+tables: $(STAMP)  ## write the README's tables from benchmark/results
+	@$(BIN)/python benchmark/readme_tables.py
+
+conformance:  ## compare with the real Detectron2 in the environment of PYTHON
+	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)" || { \
+	  echo "conformance: $(PYTHON) has no Detectron2; install it (https://detectron2.readthedocs.io/en/latest/tutorials/install.html)" \
+	    "and run: make conformance PYTHON=/path/to/its/python" >&2; exit 2; }
+	@$(PYTHON) -m pytest tests/conformance
+
+clean:  ## remove outputs and caches, keep the environment
+	rm -rf output .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,67 @@
+"""Write the README's result tables from the result files under benchmark/results.
+
+``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
+``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
+benchmark/results: one row for each ``*.json`` in it, a ``result.json`` as a training run leaves it, under the name of
+its config.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
+
+
+def render(folder: Path) -> str:
+    """Return the markdown table of the result files in ``folder``, a row each, sorted by name."""
+    results = sorted((path.stem, json.loads(path.read_text())) for path in folder.glob("*.json"))
+    header = "| config | mIoU | mAcc | iterations | minutes | seed | device | runtime | commit |"
+    rule = "|---|---|---|---|---|---|---|---|---|"
+    return "\n".join([header, rule, *(_row(name, result) for name, result in results)]) + "\n"
+
+
+def _row(name: str, result: dict[str, Any]) -> str:
+    last = result["metrics"]["last"]
+    cells = [
+        name,
+        f"{last['sem_seg/mIoU']:.1f}",
+        f"{last['sem_seg/mAcc']:.1f}",
+        str(result["iterations"]),
+        f"{result['seconds']['total'] / 60:.1f}",
+        str(result["seed"]),
+        result["device"],
+        result["versions"]["runtime"],
+        result["git"]["commit"][:7],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def update(text: str) -> str:
+    """Return ``text`` with every marked table rendered anew."""
+    return TABLE.sub(
+        lambda found: found[1] + render(ROOT / "benchmark" / "results" / found["name"]) + found[3], text
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = update(before)
+    if check and before != after:
+        sys.stderr.write("README.md: a table is out of date; run: make tables\n")
+        return 1
+    if not check:
+        readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

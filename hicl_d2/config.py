@@ -1,0 +1,269 @@
+"""Every config key that the project adds, and the one way to read a config file.
+
+Detectron2's keys keep their names and defaults. The keys added here are off by default: a config that names none of them
+trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's: its text is not public beyond the abstract.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import _VALID_TYPES
+
+from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
+from hicl_d2.errors import InputError, listing
+
+BASE_KEY = "_BASE_"
+
+
+def get_hicl_cfg() -> CfgNode:
+    """Return Detectron2's default config with the keys of DeepLab and of this project added."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_hicl_config(cfg)
+    return cfg
+
+
+def add_hicl_config(cfg: CfgNode) -> None:
+    """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
+    _add_training_keys(cfg)
+    _add_branch_keys(cfg)
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
+    # Optimiser: SGD, ADAM or ADAMW.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate of the backbone as a multiple of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Colour augmentation of SSD: brightness, contrast, saturation and hue, each half of the time.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.
+    cfg.MODEL.SEM_SEG_HEAD.HEAD_CHANNELS = 256
+    # Share of the hardest pixels that Panoptic-DeepLab's loss averages (hard_pixel_mining).
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.2
+    # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
+    cfg.TEST.PICTURES = 8
+
+
+def _add_branch_keys(cfg: CfgNode) -> None:
+    """Add MODEL.HICL, read by the meta-architecture ``HiCL``. Lists of one value hold for every window."""
+    hicl = cfg.MODEL.HICL = CfgNode()
+    # Whether the branch is attached; without it META_ARCHITECTURE "HiCL" builds the base model and nothing else.
+    hicl.ENABLED = True
+    # Meta-architecture that the branch is attached to; any registered name.
+    hicl.BASE = "SemanticSegmentor"
+    # Module whose per-pixel features (B, C, h, w) the branch reads.
+    hicl.FEATURE = "sem_seg_head.predictor"
+    # Which side of that module: its "input" or its "output".
+    hicl.FEATURE_SIDE = "input"
+    # Module whose output is the class logits (B, K, h, w), for confidence and hard anchors; "" does without.
+    hicl.LOGITS = "sem_seg_head.predictor"
+    # Module whose input is the padded image batch, which the labels are aligned to.
+    hicl.IMAGE = "backbone"
+    # Contrast: hicl, or a peer (pixel, pixel_memory, multiscale, region, contextual).
+    hicl.CONTRAST = "hicl"
+    # Weight of the loss, after the warm-up ramp.
+    hicl.WEIGHT = 0.1
+    # Iterations before the branch starts, and over which its weight then rises linearly from 0.
+    hicl.START_ITER = 0
+    hicl.WARMUP_ITERS = 1000
+    # Window sizes in cells of the feature map; one level each. [1] is pixel-to-pixel contrast.
+    hicl.WINDOWS = [1, 2, 4, 8, 16]
+    # Whether windows also start at half a window's distance (stride s/2 instead of s).
+    hicl.OVERLAP = False
+    # A candidate is kept if at least this share of its valid pixels has one class (0 switches the criterion off) ...
+    hicl.PURITY = [0.9]
+    # ... at least this share of its pixels is valid (0 switches it off) ...
+    hicl.COVERAGE = [0.5]
+    # ... and its mean predicted probability of its class lies in this range ([0, 1] switches it off).
+    hicl.CONFIDENCE_LOW = [0.0]
+    hicl.CONFIDENCE_HIGH = [1.0]
+    # Weight of each level; 0 switches a level off.
+    hicl.LEVEL_WEIGHTS = [1.0]
+    # One loss over the components of all levels ("joint") or one per level, averaged by LEVEL_WEIGHTS ("separate").
+    hicl.LEVEL_LOSS = "joint"
+    # Whether gradients reach pixels through anchors alone.
+    hicl.DETACH_COMPONENTS = False
+    # Total budget of anchor pixels and of components in a batch, per process.
+    hicl.ANCHORS = 1024
+    hicl.COMPONENTS = 2048
+    # Share of anchors taken from wrongly predicted pixels where there are enough.
+    hicl.HARD_SHARE = 0.5
+    # Share of the component budget reserved for components that touch another class (they serve as negatives).
+    hicl.BOUNDARY_NEGATIVES = 0.0
+    # Weight of a positive rises with its difficulty, (1 - similarity)^POSITIVE_FOCUS; 0 weighs all alike.
+    hicl.POSITIVE_FOCUS = 0.0
+    # Temperature of the softmax over similarities.
+    hicl.TEMPERATURE = 0.1
+    # Width of the embedding and of its hidden layer.
+    hicl.DIM = 256
+    hicl.HIDDEN_DIM = 256
+    # Components remembered per class and level from earlier steps (0: no bank), used after BANK_START iterations.
+    hicl.BANK_SIZE = 0
+    hicl.BANK_START = 0
+    # Whether anchors also meet the components of the other processes of the same step.
+    hicl.GATHER = False
+    # "fused" (fast, little memory) or "textbook" (the same loss written out; for comparison).
+    hicl.IMPLEMENTATION = "fused"
+    # Iterations between two entries of the branch's diagnostics in the event storage.
+    hicl.LOG_PERIOD = 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """YAML's safe loader; a tag that would run code is refused with the tag and its line."""
+
+
+def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
+    raise InputError(
+        f"{node.start_mark.name}:{node.start_mark.line + 1}: the tag !!python/{suffix} would run code and is refused; "
+        "write the value itself (a list, a number, a string)"
+    )
+
+
+_SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse_tag)
+
+
+def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a config file with its ``_BASE_`` chain, apply ``KEY VALUE`` overrides, and freeze the result.
+
+    Raises InputError, in one line with file, line and key, for a file that is missing or malformed, a tag that would run
+    code, a key that does not exist (the nearest one named) and a value of the wrong type.
+    """
+    cfg = get_hicl_cfg()
+    for path, content, lines in reversed(list(_chain(Path(file)))):
+        _merge(cfg, content, lines, path)
+    _merge_opts(cfg, list(opts))
+    cfg.freeze()
+    return cfg
+
+
+def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, int]]]:
+    """Yield ``path`` and the files that it is based on, each with its content and the line of every key."""
+    seen: list[Path] = []
+    while True:
+        if path.resolve() in seen:
+            raise InputError(f"{seen[-1]}: {BASE_KEY} leads back to {path}; remove the circle")
+        seen.append(path.resolve())
+        content, lines = _read(path)
+        base = content.pop(BASE_KEY, None)
+        yield path, content, lines
+        if base is None:
+            return
+        if not isinstance(base, str):
+            raise InputError(
+                f"{path}:{lines[BASE_KEY]}: {BASE_KEY} must be the path of one config file, not {base!r}"
+            )
+        path = path.parent / Path(base).expanduser()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {path} cannot be read: {error}") from None
+    try:
+        loader = _SafeLoader(text)
+        loader.name = str(path)
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: a config file holds keys and values, but this one is a {type(content).__name__}"
+        )
+    return content, dict(_key_lines(root)) if root is not None else {}
+
+
+def _key_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _key_lines(value, f"{name}.")
+
+
+def _merge(cfg: CfgNode, content: dict[str, Any], lines: dict[str, int], path: Path) -> None:
+    for key, value in _leaves(content):
+        place = f"{path}:{lines.get(key, 1)}"
+        _set(cfg, key, value, place)
+
+
+def _leaves(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise InputError(f"overrides are pairs of KEY VALUE, but {opts[-1]!r} has no partner")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _set(cfg, key, value, "command line")
+
+
+def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
+    """Set one key through yacs, which decodes the value and checks its type; a whole number will do for a float."""
+    _check_key(cfg, key, place)
+    if isinstance(value, dict):  # an empty section changes nothing
+        return
+    if not isinstance(value, (*_VALID_TYPES, type(None))):
+        value = str(value)  # a YAML date, say: yacs knows numbers, strings, lists and tuples
+    before = _get(cfg, key)
+    if isinstance(before, CfgNode):
+        raise InputError(f"{place}: {key} is a section; set one of its keys ({listing(before)})")
+    try:
+        decoded = CfgNode._decode_cfg_value(value)
+        if isinstance(before, float) and type(decoded) is int:
+            decoded = float(decoded)
+        cfg.merge_from_list([key, decoded])
+    except (ValueError, AssertionError, KeyError):
+        raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _check_key(cfg: CfgNode, key: str, place: str) -> None:
+    node: Any = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, CfgNode):
+            raise InputError(f"{place}: {key}: {'.'.join(parts[:depth])} holds a value, not a section")
+        if part not in node:
+            if node.is_new_allowed():
+                return
+            near = difflib.get_close_matches(part, list(node), n=1) or _elsewhere(cfg, part)
+            hint = (
+                f"; did you mean {'.'.join([*parts[:depth], near[0]]) if near[0] in node else near[0]}?"
+                if near
+                else ""
+            )
+            raise InputError(f"{place}: unknown key {key}{hint}")
+        node = node[part]
+
+
+def _elsewhere(cfg: CfgNode, name: str) -> list[str]:
+    """Return the known key whose last part is ``name``, if there is exactly one."""
+    found = [key for key, _ in _leaves(cfg) if key.rsplit(".", 1)[-1] == name]
+    return found if len(found) == 1 else []

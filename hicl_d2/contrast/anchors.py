@@ -1,0 +1,150 @@
+"""Balanced sampling under a total budget, and the choice of anchors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sample", "balanced_quota", "choose_anchors", "sample_balanced", "wrongly_predicted"]
+
+
+class Sample(NamedTuple):
+    """Hold a sample of fixed size.
+
+    Attributes:
+        index: (budget,) int64, positions among the candidates; 0 where not valid.
+        group: (budget,) int64, group of each, ascending; the number of groups where not valid.
+        valid: (budget,) bool; the valid ones come first.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    group: Tensor
+    valid: Tensor
+
+
+def sample_balanced(
+    group: Tensor,
+    num_groups: int,
+    budget: int,
+    generator: torch.Generator,
+    *,
+    special: Tensor | None = None,
+    share: float = 0.5,
+) -> Sample:
+    """Draw ``budget`` of N candidates at random, without replacement, spread evenly over their groups.
+
+    A group with fewer candidates than its part gives all it has, and the others share the rest (`balanced_quota`).
+    The output has a fixed size and nothing is read back to the host.
+
+    Args:
+        group: (N,) integer; outside 0 to num_groups - 1 means no candidate.
+        num_groups: G.
+        budget: size of the sample.
+        generator: on the device of ``group``.
+        special: (N,) bool or None. Where given, ``share`` of each group's part is taken from its special candidates,
+            as far as there are enough of them, and more where there are too few others.
+        share: 0 to 1.
+    """
+    counts_of = num_groups if special is None else 2 * num_groups
+    fine = group.long() if special is None else 2 * group.long() + special.long()
+    fine = torch.where((group >= 0) & (group < num_groups), fine, counts_of)
+    order, bounds = _shuffle_by_group(fine, counts_of, generator)
+    counts = bounds.diff()
+    if special is None:
+        quota = balanced_quota(counts, budget, generator)
+    else:
+        pairs = counts.view(-1, 2)
+        quota = _split_quota(balanced_quota(pairs.sum(1), budget, generator), pairs, share).flatten()
+    ends = quota.cumsum(0)
+    slot = torch.arange(budget, device=group.device)
+    of_group = torch.searchsorted(ends, slot, right=True)
+    valid = of_group < counts_of
+    inside = of_group.clamp(max=counts_of - 1)
+    position = bounds[inside] + slot - (ends - quota)[inside]
+    index = (
+        torch.where(valid, order[torch.where(valid, position, 0)], 0)
+        if group.numel()
+        else torch.zeros_like(slot)
+    )
+    if special is not None:
+        of_group = of_group // 2
+    return Sample(index, torch.where(valid, of_group, num_groups), valid)
+
+
+def _shuffle_by_group(group: Tensor, num_groups: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sort candidates (N,) by group, at random inside each.
+
+    Returns the order (N,) and where each group starts in it (num_groups + 1,). Group and random bits share one 32-bit
+    key, which torch sorts by radix on a CPU.
+    """
+    bits = 31 - max(1, num_groups).bit_length()
+    key = torch.randint(1 << bits, group.shape, generator=generator, device=group.device, dtype=torch.int32)
+    ordered, order = (key + (group.int() << bits)).sort(stable=True)
+    starts = torch.arange(num_groups + 1, device=group.device, dtype=torch.int32)
+    return order, torch.searchsorted(ordered >> bits, starts)
+
+
+def balanced_quota(counts: Tensor, budget: int, generator: torch.Generator) -> Tensor:
+    """Share ``budget`` evenly over groups that hold ``counts`` (G,): (G,) int64, at most ``counts``.
+
+    Fills all groups to one water level; what is left over after whole levels goes, one each, to groups drawn at random
+    from those that still have candidates.
+    """
+    ascending = counts.sort().values
+    below = ascending.cumsum(0) - ascending
+    remaining = torch.arange(counts.numel(), 0, -1, device=counts.device)
+    # used[j]: what a level of ascending[j] costs. The last j that fits gives the groups that are filled whole.
+    filled = ((below + ascending * remaining) <= budget).sum()
+    padded = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)])
+    open_groups = (counts.numel() - filled).clamp(min=1)
+    rest = (budget - padded[filled.view(1)]).clamp(min=0)
+    level = torch.where(filled < counts.numel(), rest // open_groups, ascending[-1:])
+    extra = torch.where(filled < counts.numel(), rest - level * open_groups, 0)
+    lottery = torch.rand(counts.shape, generator=generator, device=counts.device)
+    place = lottery.masked_fill(counts <= level, 2.0).argsort().argsort()
+    return torch.minimum(counts, level) + ((place < extra) & (counts > level))
+
+
+def _split_quota(quota: Tensor, counts: Tensor, share: float) -> Tensor:
+    """Split quotas (G,) over [others, special] candidates (G, 2): (G, 2)."""
+    wanted = (quota * share).ceil().long()
+    special = torch.minimum(torch.maximum(wanted, quota - counts[:, 0]), counts[:, 1])
+    return torch.stack([quota - special, special], dim=1)
+
+
+def wrongly_predicted(logits: Tensor, classes: Tensor) -> Tensor:
+    """Tell where another class scores higher: (B, h, w) bool, from logits (B, K, h, w) and classes (B, h, w).
+
+    Classes outside 0 to K - 1 count as right.
+    """
+    K = logits.shape[1]
+    inside = (classes >= 0) & (classes < K)
+    own = logits.gather(1, torch.where(inside, classes, 0).long()[:, None])[:, 0]
+    return inside & (own < logits.amax(dim=1))
+
+
+def choose_anchors(
+    classes: Tensor,
+    num_classes: int,
+    budget: int,
+    generator: torch.Generator,
+    *,
+    hard: Tensor | None = None,
+    hard_share: float = 0.5,
+) -> Sample:
+    """Draw anchors from the cells of a batch, balanced over the classes present.
+
+    Args:
+        classes: (B, h, w) integer; -1 where a cell is no anchor.
+        num_classes: K.
+        budget: anchors in the whole batch.
+        generator: on the device of ``classes``.
+        hard: (B, h, w) bool, wrongly predicted cells, or None.
+        hard_share: share of each class's anchors taken from hard cells where there are enough.
+
+    The index counts cells of the flattened (B, h, w); the group is the class.
+    """
+    special = None if hard is None else hard.flatten()
+    return sample_balanced(
+        classes.flatten(), num_classes, budget, generator, special=special, share=hard_share
+    )

@@ -1,0 +1,137 @@
+"""What every contrast shares: what it returns, and the base class that prepares its input."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hicl_d2.contrast.embedding import EmbeddingHead
+from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
+
+__all__ = ["Contrast", "ContrastOutput", "zero_with_graph"]
+
+
+class ContrastOutput(NamedTuple):
+    """Hold what a contrast returns.
+
+    Attributes:
+        loss: 0-d float32 (float64 for a float64 module), with a graph to every parameter.
+        diagnostics: 0-d, detached figures by name.
+    """
+
+    loss: Tensor
+    diagnostics: dict[str, Tensor]
+
+
+class Contrast(nn.Module):
+    """Base of the contrasts. A contrast implements `contrast`; the base does everything around it.
+
+    It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), lays the labels over
+    the feature grid, brings the logits to it, draws from a private generator (the global random state is never
+    touched), and gives every parameter a gradient in every step, also where nothing was found to contrast.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        ignore_value: int = 255,
+        temperature: float = 0.1,
+        dim: int = 256,
+        hidden_dim: int = 256,
+    ) -> None:
+        """Make the shared part.
+
+        Args:
+            in_channels: C of the features.
+            num_classes: K; labels are 0 to K - 1.
+            ignore_value: label of pixels without a class.
+            temperature: of the softmax over similarities, > 0.
+            dim: width of the embedding.
+            hidden_dim: width of its hidden layer.
+        """
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
+        for name, value in (("in_channels", in_channels), ("num_classes", num_classes), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.temperature = temperature
+        self.dim = dim
+        self.embedding = EmbeddingHead(in_channels, hidden_dim, dim)
+
+    def forward(
+        self, features: Tensor, labels: Tensor, logits: Tensor | None = None, *, seed: int = 0
+    ) -> ContrastOutput:
+        """Compute the loss of one batch.
+
+        Args:
+            features: (B, C, h, w), any float type.
+            labels: (B, H, W) integer at image resolution; ``ignore_value`` and values outside the classes are unlabelled.
+            logits: (B, K, h', w') class scores, or None.
+            seed: of everything drawn in this step.
+
+        Raises ValueError where the shapes do not fit together.
+        """
+        self._check(features, labels, logits)
+        with torch.autocast(features.device.type, enabled=False):
+            size = (features.shape[2], features.shape[3])
+            grid = align_labels(labels, size, self.num_classes, self.ignore_value)
+            if logits is not None:
+                logits = resize_logits(logits, size)
+            generator = torch.Generator(device=features.device)
+            generator.manual_seed(seed)
+            loss, diagnostics = self.contrast(features, grid, logits, generator)
+            loss = loss + zero_with_graph(self)
+        return ContrastOutput(loss, diagnostics)
+
+    def contrast(
+        self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss (0-d) and its diagnostics (0-d, detached).
+
+        Args:
+            features: (B, C, h, w) as the caller gave them (use `compute_dtype` for rows taken out of them).
+            grid: the labels over that grid.
+            logits: (B, K, h, w), detached, float32 or float64, or None.
+            generator: on the features' device, seeded for this step.
+        """
+        raise NotImplementedError
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Return float64 for a float64 module, else float32."""
+        return torch.float64 if self.embedding.hidden.weight.dtype == torch.float64 else torch.float32
+
+    def _check(self, features: Tensor, labels: Tensor, logits: Tensor | None) -> None:
+        if features.dim() != 4 or features.shape[1] != self.in_channels or not features.is_floating_point():
+            raise ValueError(
+                f"features must be (B, {self.in_channels}, h, w) of a float type, not {_shape(features)} {features.dtype}"
+            )
+        if labels.dim() != 3 or labels.shape[0] != features.shape[0] or labels.is_floating_point():
+            raise ValueError(
+                f"labels must be ({features.shape[0]}, H, W) of an integer type, not {_shape(labels)} {labels.dtype}"
+            )
+        if logits is not None and (
+            logits.dim() != 4 or logits.shape[0] != features.shape[0] or logits.shape[1] != self.num_classes
+        ):
+            raise ValueError(
+                f"logits must be ({features.shape[0]}, {self.num_classes}, h, w) or None, not {_shape(logits)}"
+            )
+
+
+def zero_with_graph(module: nn.Module) -> Tensor:
+    """Return 0 with a graph to every parameter of ``module``.
+
+    Sums of empty slices: unlike 0 x sum(parameters), they stay 0 whatever the parameters hold.
+    """
+    zeros = [parameter.flatten()[:0].sum() for parameter in module.parameters() if parameter.requires_grad]
+    return torch.stack(zeros).sum() if zeros else torch.zeros(())
+
+
+def _shape(tensor: Tensor) -> str:
+    return "(" + ", ".join(str(n) for n in tensor.shape) + ")"

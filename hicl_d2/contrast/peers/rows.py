@@ -1,0 +1,107 @@
+"""Which cells of a feature map the peers read, and as what class: nearest labels, samples, class means."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hicl_d2.contrast.anchors import choose_anchors
+from hicl_d2.contrast.collect import gathers
+from hicl_d2.contrast.grid import LabelGrid
+from hicl_d2.contrast.pooling import gather_cells
+
+__all__ = ["Pixels", "at_middle", "class_means", "nearest_classes", "region_means", "sample_pixels"]
+
+
+class Pixels(NamedTuple):
+    """Hold sampled pixels.
+
+    Attributes:
+        rows: (N, C), their features.
+        classes: (N,) int64, ascending, -1 for the empty places at the end.
+        hard: (N,) bool, wrongly predicted; all False without predictions.
+    """
+
+    rows: Tensor
+    classes: Tensor
+    hard: Tensor
+
+
+def nearest_classes(grid: LabelGrid, window: int = 1) -> Tensor:
+    """Read the class at the middle of every ``window`` x ``window`` cells.
+
+    Returns (B, h // window, w // window) int64, -1 where it is unlabelled. The middle of an even number of pixels
+    is the one below and right of it.
+    """
+    cell, pixel = divmod(window * grid.stride // 2, grid.stride)
+    classes = at_middle(grid.planes[pixel * grid.stride + pixel], window, cell).long()
+    return torch.where(classes < grid.num_classes, classes, -1)
+
+
+def at_middle(cells: Tensor, window: int, offset: int) -> Tensor:
+    """Take the cell at ``offset`` along both axes of every window that lies on the map (..., h, w)."""
+    rows, columns = cells.shape[-2] // window, cells.shape[-1] // window
+    return cells[..., offset::window, offset::window][..., :rows, :columns]
+
+
+def sample_pixels(
+    features: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    budget: int,
+    generator: torch.Generator,
+    *,
+    hard: Tensor | None = None,
+    hard_share: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> Pixels:
+    """Draw pixels from features (B, C, h, w), balanced over the ``classes`` (B, h, w) present (-1: none).
+
+    ``hard`` (B, h, w) bool, where given, marks the wrongly predicted pixels, which ``hard_share`` of each
+    class's part is taken from where there are enough.
+    """
+    if not gathers():  # where other processes wait for rows, their number must be the same everywhere
+        budget = max(1, min(budget, classes.numel()))
+    sample = choose_anchors(classes, num_classes, budget, generator, hard=hard, hard_share=hard_share)
+    rows = gather_cells(features, sample.index, dtype)
+    found = sample.valid if hard is None else sample.valid & hard.flatten()[sample.index]
+    return Pixels(rows, torch.where(sample.valid, sample.group, -1), found & (hard is not None))
+
+
+def class_means(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Average the features of each group of cells.
+
+    Args:
+        features: (B, C, h, w).
+        groups: (B, h, w) integer, 0 to num_groups - 1; below 0 means that the cell belongs to none.
+        num_groups: G.
+
+    Returns:
+        (G, C) means, 0 for a group without cells, and (G,) int64 how many cells each has.
+    """
+    B, C, _, _ = features.shape
+    groups = torch.where(groups < 0, num_groups, groups).view(B, -1)
+    if features.is_contiguous(memory_format=torch.channels_last):
+        rows = features.permute(0, 2, 3, 1).reshape(-1, C)
+        sums = rows.new_zeros(num_groups + 1, C).index_add(0, groups.flatten(), rows)
+    else:  # along the cells as they lie in memory: turning the map over would cost more than the sum
+        columns = features.new_zeros(C, num_groups + 1)
+        for image, group in zip(features.flatten(2), groups, strict=True):
+            columns = columns.index_add(1, group, image)
+        sums = columns.T
+    counts = torch.zeros(num_groups + 1, dtype=torch.long, device=groups.device)
+    counts = counts.scatter_add(0, groups.flatten(), torch.ones_like(groups).flatten())[:num_groups]
+    return sums[:num_groups] / counts.clamp(min=1)[:, None], counts
+
+
+def region_means(features: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Average features (B, C, h, w) over each class (B, h, w; -1: none) of each image.
+
+    Returns:
+        (B * K, C) means, and (B * K,) int64 the class of each, -1 where the image has no such pixel.
+    """
+    image = torch.arange(len(classes), device=classes.device)[:, None, None]
+    groups = torch.where(classes < 0, -1, image * num_classes + classes)
+    means, counts = class_means(features, groups, len(classes) * num_classes)
+    each = torch.arange(num_classes, device=classes.device).repeat(len(classes))
+    return means, torch.where(counts > 0, each, -1)

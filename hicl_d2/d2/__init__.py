@@ -1,0 +1,74 @@
+"""The one door to Detectron2.
+
+Each module of this package is a list of names taken from ``detectron2`` where it is installed, and otherwise
+from :mod:`hicl_d2.lite`, which offers the same names, signatures, config keys, file formats and figures for
+semantic segmentation. The choice is made here, once: mixing the two would give two config classes and two
+registries that do not know each other.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+INSTALL_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+
+
+def _choose() -> bool:
+    """Return whether Detectron2 is used; ``HICL_RUNTIME`` forces the answer."""
+    wish = os.environ.get("HICL_RUNTIME", "")
+    if wish not in ("", "lite", "detectron2"):
+        raise ImportError(f"HICL_RUNTIME is {wish!r}; it must be lite or detectron2, or be unset")
+    installed = importlib.util.find_spec("detectron2") is not None
+    if wish == "detectron2" and not installed:
+        raise ImportError(f"HICL_RUNTIME=detectron2, but Detectron2 is not installed; see {INSTALL_GUIDE}")
+    return installed and wish != "lite"
+
+
+def _commit(package_file: str) -> str:
+    """Return the short git commit that ``package_file`` comes from, or ``"release"`` if none is known."""
+    file = Path(package_file)
+    try:
+        # An installed package may lie inside another project's repository, which does not track it.
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _git(file.parent, "rev-parse", "--short=7", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return _installed_commit()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _installed_commit() -> str:
+    """Return the short commit that pip recorded when it installed from a repository, or ``"release"``."""
+    try:
+        record = metadata.distribution("detectron2").read_text("direct_url.json")
+        return str(json.loads(record or "{}")["vcs_info"]["commit_id"])[:7]
+    except (metadata.PackageNotFoundError, KeyError, ValueError):
+        return "release"
+
+
+def _describe() -> str:
+    """Return the runtime's name and version; a broken Detectron2 raises instead of falling back."""
+    if not USES_DETECTRON2:
+        return "lite"
+    try:
+        package = importlib.import_module("detectron2")
+        importlib.import_module("detectron2.modeling")
+    except Exception as error:
+        raise ImportError(
+            f"Detectron2 is installed but cannot be imported ({type(error).__name__}: {error}); "
+            f"repair it ({INSTALL_GUIDE}) or set HICL_RUNTIME=lite to run without it"
+        ) from error
+    return f"detectron2 {package.__version__} ({_commit(str(package.__file__))})"
+
+
+USES_DETECTRON2: bool = _choose()
+RUNTIME: str = _describe()
+
+__all__ = ["INSTALL_GUIDE", "RUNTIME", "USES_DETECTRON2"]

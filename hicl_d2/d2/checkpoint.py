@@ -1,0 +1,14 @@
+"""Checkpoints: saving, resuming, and loading the weights of others."""
+
+from hicl_d2.d2 import USES_DETECTRON2
+
+if USES_DETECTRON2:
+    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+else:
+    from hicl_d2.lite.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+
+__all__ = [
+    "Checkpointer",
+    "DetectionCheckpointer",
+    "PeriodicCheckpointer",
+]

@@ -1,0 +1,54 @@
+"""Utilities: communication, event storage and its writers, logging, files, random state."""
+
+from hicl_d2.d2 import USES_DETECTRON2
+
+if USES_DETECTRON2:
+    from detectron2.utils import comm
+    from detectron2.utils.collect_env import collect_env_info
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import (
+        CommonMetricPrinter,
+        EventStorage,
+        EventWriter,
+        JSONWriter,
+        TensorboardXWriter,
+        get_event_storage,
+        has_event_storage,
+    )
+    from detectron2.utils.file_io import PathManager
+    from detectron2.utils.logger import log_every_n_seconds, log_first_n, setup_logger
+    from detectron2.utils.registry import Registry
+else:
+    from hicl_d2.lite.utils import comm
+    from hicl_d2.lite.utils.collect_env import collect_env_info
+    from hicl_d2.lite.utils.env import seed_all_rng
+    from hicl_d2.lite.utils.events import (
+        CommonMetricPrinter,
+        EventStorage,
+        EventWriter,
+        JSONWriter,
+        TensorboardXWriter,
+        get_event_storage,
+        has_event_storage,
+    )
+    from hicl_d2.lite.utils.file_io import PathManager
+    from hicl_d2.lite.utils.logger import log_every_n_seconds, log_first_n, setup_logger
+    from hicl_d2.lite.utils.registry import Registry
+
+__all__ = [
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "PathManager",
+    "Registry",
+    "TensorboardXWriter",
+    "collect_env_info",
+    "comm",
+    "get_event_storage",
+    "has_event_storage",
+    "log_every_n_seconds",
+    "log_first_n",
+    "seed_all_rng",
+    "setup_logger",
+]

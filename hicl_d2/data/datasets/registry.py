@@ -1,0 +1,71 @@
+"""Registering a semantic data set, and loading the records of a registered one."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.errors import InputError, listing, nearest, one_line
+
+Records = list[dict[str, Any]]
+Colour = tuple[int, int, int]
+
+
+def data_root() -> Path:
+    """Return the folder that holds the data sets: $DETECTRON2_DATASETS, or ``datasets`` as in Detectron2."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_semantic(
+    name: str,
+    load: Callable[[], Records],
+    *,
+    classes: Sequence[str],
+    colours: Sequence[Colour],
+    ignore_label: int = 255,
+    evaluator_type: str = "sem_seg",
+    expected: str = "",
+    **metadata: Any,
+) -> None:
+    """Register a data set and what is known about it; doing it again changes nothing.
+
+    ``load`` lists the records, ``expected`` says in words which files it reads. Where Detectron2 has
+    registered the name already, its loader stays.
+    """
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(classes),
+        stuff_colors=[list(colour) for colour in colours],
+        ignore_label=ignore_label,
+        evaluator_type=evaluator_type,
+        expected_files=expected,
+        **metadata,
+    )
+
+
+def load_records(name: str) -> Records:
+    """Return the records of a registered data set.
+
+    Raises InputError for a name that is not registered (the nearest one given), for files that are missing
+    (the expected ones given) and for a data set without records.
+    """
+    if name not in DatasetCatalog:
+        known = DatasetCatalog.list()
+        hint = nearest(name, known) or f"; registered are {listing(known)}"
+        raise InputError(f"the data set {name!r} is not registered{hint}")
+    try:
+        records: Records = DatasetCatalog.get(name)
+    except (
+        AssertionError,
+        OSError,
+        ValueError,
+    ) as error:  # what loaders of Detectron2 raise for missing files
+        expected = MetadataCatalog.get(name).get("expected_files") or "the files that it is registered with"
+        raise InputError(
+            f"the data set {name!r} cannot be loaded: {one_line(error)}; expected {expected}"
+        ) from None
+    if not len(records):
+        raise InputError(f"the data set {name!r} is empty")
+    return records

@@ -1,0 +1,125 @@
+"""From a record to the tensors that a semantic model takes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hicl_d2.d2 import transforms as T
+from hicl_d2.d2.config import CfgNode, configurable
+from hicl_d2.d2.data import detection_utils
+from hicl_d2.data.color import ColorAugSSDTransform
+from hicl_d2.data.reading import check_labels, check_sizes, read_image, read_labels
+from hicl_d2.errors import InputError
+
+# What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.
+PAD_VALUE = 128
+
+logger = logging.getLogger(__name__)
+
+
+class SemanticMapper:
+    """Read an image and its label map, check them, augment both alike, and return them as tensors.
+
+    The result is that of Detectron2's DatasetMapper with the same augmentations: ``image`` (3, H, W), uint8,
+    and ``sem_seg`` (H, W), int64, with the record's other entries. With ``pad_to`` (h, w), what is smaller is
+    padded at the right and at the bottom, labels with ``ignore_value``. Raises InputError for files that
+    cannot be used.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        num_classes: int,
+        ignore_value: int = 255,
+        pad_to: tuple[int, int] | None = None,
+    ) -> None:
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.pad_to = pad_to
+        logger.info("Augmentations in %s: %s", "training" if is_train else "inference", augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Return the arguments that ``cfg`` stands for: resize and, in training, crop, colour and flip."""
+        crop = cfg.INPUT.CROP
+        fixed_size = is_train and crop.ENABLED and crop.TYPE == "absolute"
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "pad_to": tuple(crop.SIZE) if fixed_size else None,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the mapped copy of one record."""
+        record = dict(record)
+        image, labels = self.read(record)
+        inputs = T.AugInput(image, sem_seg=labels)
+        self.augmentations(inputs)
+        image, labels = self._pad(inputs.image, PAD_VALUE), inputs.sem_seg
+
+        mapped = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
+        mapped["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if labels is not None:
+            mapped["sem_seg"] = torch.as_tensor(self._pad(labels, self.ignore_value).astype(np.int64))
+        return mapped
+
+    def read(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return image (H, W, 3), uint8, and label map (H, W), if the record has one, after checking both.
+
+        A record without ``height`` and ``width`` is given those of its image.
+        """
+        image = read_image(record["file_name"], self.image_format)
+        try:
+            detection_utils.check_image_size(record, image)
+        except detection_utils.SizeMismatchError as error:
+            raise InputError(str(error)) from None
+        if "sem_seg_file_name" not in record:
+            return image, None
+        labels = read_labels(record["sem_seg_file_name"])
+        check_sizes(image, labels, record)
+        check_labels(labels, self.num_classes, self.ignore_value, record["sem_seg_file_name"])
+        if labels.dtype != np.uint8:
+            # Transforms know 8-bit images and floating point; float32 holds every class number exactly.
+            labels = labels.astype(np.uint8 if max(self.num_classes, self.ignore_value) < 256 else np.float32)
+        return image, labels
+
+    def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
+        if self.pad_to is None:
+            return array
+        missing = [max(wanted - size, 0) for wanted, size in zip(self.pad_to, array.shape, strict=False)]
+        if not any(missing):
+            return array
+        widths = [(0, count) for count in missing] + [(0, 0)] * (array.ndim - 2)
+        return np.pad(array, widths, constant_values=value)
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
+    """Return the augmentations of ``cfg`` in the order of DeepLab and Mask2Former."""
+    flip: list[T.Augmentation]
+    resize, *flip = detection_utils.build_augmentation(cfg, is_train)
+    augmentations: list[T.Augmentation | T.Transform] = [resize]
+    if is_train and cfg.INPUT.CROP.ENABLED:
+        augmentations.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                cfg.INPUT.CROP.TYPE,
+                cfg.INPUT.CROP.SIZE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            )
+        )
+    if is_train and cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSDTransform(cfg.INPUT.FORMAT))
+    return augmentations + flip

@@ -1,0 +1,95 @@
+"""Reading images and label maps, with one line about what is wrong with a file that cannot be used."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hicl_d2.d2.data import detection_utils
+from hicl_d2.errors import InputError
+
+# Everything that Pillow raises for a file that is missing, is no image, is cut off or is damaged.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | Path, image_format: str) -> np.ndarray:
+    """Read an image as (H, W, 3), uint8, in ``image_format`` ("BGR" or "RGB"), upright.
+
+    Raises InputError with the path for a file that is missing, is no image or is cut off.
+    """
+    try:
+        return detection_utils.read_image(str(path), format=image_format)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: {_reason(error, 'image')}") from None
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label map (H, W) of class numbers, uint8, or uint16 from a 16-bit file.
+
+    A palette image gives its indices, not its colours. Raises InputError with the path for a file that is
+    missing, cannot be read or has several channels.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("L", "P", "I;16"):
+                raise InputError(
+                    f"{path}: a label map has one channel of 8 or 16 bits with class numbers, this one is "
+                    f"{image.mode}"
+                )
+            return np.asarray(image)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: {_reason(error, 'label map')}") from None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the height and width of an image, upright, from the beginning of the file."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = _is_turned(image)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: {_reason(error, 'image')}") from None
+    return (width, height) if turned else (height, width)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if "exif" not in image.info:  # asking further would decode a whole PNG
+        return False
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    except Exception:  # EXIF data can be broken in any way; read_image leaves such an image as it is
+        return False
+
+
+def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: str | Path) -> None:
+    """Raise InputError with path and value if ``labels`` (H, W) holds what is neither class nor ignored."""
+    wrong = (labels >= num_classes) & (labels != ignore_value)
+    if wrong.any():
+        values, counts = np.unique(labels[wrong], return_counts=True)
+        more = f" and {len(values) - 1} other values" if len(values) > 1 else ""
+        raise InputError(
+            f"{path}: label value {values[0]} ({counts[0]} pixels{more}) is outside the {num_classes} "
+            f"classes, 0 to {num_classes - 1}, and is not the ignored value {ignore_value}"
+        )
+
+
+def check_sizes(image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+    """Raise InputError with both sizes if the image and the label map of a record differ in size."""
+    if image.shape[:2] != labels.shape[:2]:
+        sizes = [f"{array.shape[0]} x {array.shape[1]}" for array in (image, labels)]
+        raise InputError(
+            f"{record['file_name']} is {sizes[0]}, but its label map {record['sem_seg_file_name']} is "
+            f"{sizes[1]}; height and width must agree"
+        )
+
+
+def _reason(error: BaseException, kind: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"this {kind} does not exist"
+    if isinstance(error, UnidentifiedImageError):
+        return f"this {kind} is in no format that Pillow knows; the file is damaged or is no image"
+    return f"this {kind} cannot be read: {' '.join(str(error).split())}"

@@ -1,0 +1,188 @@
+"""Checkpoints that are whole or absent, and weights that fit or are refused.
+
+File names and contents are Detectron2's: ``model_0000099.pth``, ``model_final.pth``, ``last_checkpoint``.
+``model_best.pth`` (the weights alone) and ``best.json`` stand beside them, and ``last_checkpoint`` never
+points to the best one.
+"""
+
+import logging
+import pickle
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+from hicl_d2.d2.checkpoint import DetectionCheckpointer
+from hicl_d2.d2.utils import PathManager
+from hicl_d2.engine.console import console
+from hicl_d2.engine.files import atomic_open, read_json, write_json
+from hicl_d2.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+BEST_RECORD = "best.json"
+# Before training starts from a file, at least this share of its tensors (or of the model's) must fit ...
+ENOUGH = 0.5
+# ... and no more than these, and this share of those that fit, may have another shape: another number of classes
+# changes a few tensors, another depth many.
+RESHAPED, RESHAPED_SHARE = 4, 0.1
+# What torch and pickle raise for a file that is damaged or holds something else.
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+# Child of a model that exists in training alone: a plain checkpoint has none of it.
+BRANCH = "hicl."
+# Running counts of norm layers: older files lack them and nothing depends on them.
+COUNTER = "num_batches_tracked"
+
+
+class _AtomicFiles:
+    """Detectron2's path manager, except that local files are written atomically."""
+
+    def open(self, path: str, mode: str = "r", **options: Any) -> AbstractContextManager[IO[Any]]:
+        if "w" in mode and "://" not in path:
+            return atomic_open(path, mode)
+        return PathManager.open(path, mode, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(PathManager, name)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the tensors of a file met those of a model (the branch and counters apart)."""
+
+    in_model: int
+    in_file: int
+    missing: list[str]
+    left_over: list[str]
+    other_shape: list[str]
+
+    @property
+    def fitting(self) -> int:
+        # Seen from both sides: frozen norms fill in what a file lacks, and some loaders drop what is left over.
+        of_file = self.in_file - len(self.left_over) - len(self.other_shape)
+        return max(0, min(self.in_model - len(self.missing), of_file))
+
+    @property
+    def absent(self) -> int:
+        return self.in_model - self.fitting - len(self.other_shape)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the model was in the file."""
+        return self.fitting == self.in_model
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the file is of this model, of a part of it such as its backbone, or has such a part."""
+        share = self.fitting / max(1, min(self.in_model, self.in_file))
+        return share >= ENOUGH and len(self.other_shape) <= RESHAPED + RESHAPED_SHARE * self.fitting
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fitting} of the model's {self.in_model} tensors fit, {self.absent} are missing, "
+            f"{len(self.other_shape)} have another shape, {len(self.left_over)} of the file are left over"
+        )
+
+
+class Checkpoints(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic files, a best checkpoint, and a judgement on what was loaded."""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.path_manager = _AtomicFiles()
+        self.fit: Fit | None = None
+        self.saved: int | None = None  # iteration of the newest checkpoint of this process
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<name>.pth``, point ``last_checkpoint`` to it; both stay as they were if that fails."""
+        try:
+            super().save(name, **kwargs)
+        except RuntimeError as error:  # torch's zip writer hides what the disk said
+            raise _disk_error(error, Path(self.save_dir) / f"{name}.pth") from None
+        self.saved = kwargs.get("iteration", self.saved)
+
+    def save_best(self, iteration: int, metrics: dict[str, float | None]) -> None:
+        """Write the weights to ``model_best.pth``, then what they reached to ``best.json``."""
+        if not self.save_to_disk:
+            return
+        folder = Path(self.save_dir)
+        path = folder / f"{BEST}.pth"
+        try:
+            with atomic_open(path, "wb") as stream:
+                torch.save({"model": self.model.state_dict(), "iteration": iteration}, stream)
+        except RuntimeError as error:
+            raise _disk_error(error, path) from None
+        write_json(
+            folder / BEST_RECORD, {"checkpoint": path.name, "iteration": iteration, "metrics": metrics}
+        )
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the content of ``best.json``, None if there is none."""
+        path = Path(self.save_dir) / BEST_RECORD
+        return read_json(path) if path.exists() else None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            return super()._load_file(filename)
+        except UNREADABLE as error:
+            reason = one_line(error)[:160] or "it ends too early"
+            raise InputError(
+                f"weights {filename} cannot be read ({type(error).__name__}: {reason})"
+            ) from None
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        in_file = sum(_counts(name) for name in checkpoint["model"])
+        in_model = sum(_counts(name) for name in self.model.state_dict())
+        incompatible = super()._load_model(checkpoint)
+        missing, left_over, other_shape = incompatible
+        self.fit = Fit(
+            in_model,
+            in_file,
+            list(filter(_counts, missing)),
+            list(filter(_counts, left_over)),
+            [name for name, *_ in other_shape if _counts(name)],
+        )
+        return incompatible
+
+    def load_weights(self, path: str, *, whole: bool) -> None:
+        """Load the model alone from ``path`` (empty: nothing), and refuse a file of another model.
+
+        With ``whole``, all of the model must be in the file, as an evaluation needs; otherwise a part is
+        enough. Raises InputError that counts what was missing, left over and of another shape.
+        """
+        self.load(path, checkpointables=[])
+        if self.fit is None:
+            return
+        if not self.fit.is_enough or (whole and not self.fit.is_whole):
+            raise InputError(
+                f"weights {path} are of another model: {self.fit}; check MODEL.WEIGHTS and MODEL"
+            )
+        if not self.fit.is_whole:
+            console.say(f"weights {path}: {self.fit}")
+        logger.info(f"weights {path}: {self.fit}")
+
+    def resume(self) -> None:
+        """Load the last checkpoint with everything that training needs; all of it must fit."""
+        path = self.get_checkpoint_file()
+        state = self.load(path)
+        if self.fit is None or not self.fit.is_whole or self.fit.left_over:
+            raise InputError(
+                f"checkpoint {path} is of another model: {self.fit}; it cannot be resumed with this config"
+            )
+        self.saved = state.get("iteration")
+
+
+def _counts(name: str) -> bool:
+    return not (name.startswith(BRANCH) or name.endswith(COUNTER))
+
+
+def _disk_error(error: RuntimeError, path: Path) -> Exception:
+    """Return the system's error behind torch's, or torch's where there is none."""
+    cause = error.__context__
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return OSError(cause.errno, cause.strerror, str(path))
+    return error

@@ -1,0 +1,298 @@
+"""Hooks and writers that the trainer adds to Detectron2's."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hicl_d2.d2.engine import HookBase
+from hicl_d2.d2.utils import EventWriter, comm, get_event_storage
+from hicl_d2.engine import interrupt
+from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.console import console, duration
+from hicl_d2.engine.files import atomic_open
+
+logger = logging.getLogger(__name__)
+
+WRITE_PERIOD = 20  # iterations; Detectron2's, and the window over which its writers take medians
+# Scalars that tell how long something took in one process; they mean nothing in the next.
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
+
+
+class MetricsFile(EventWriter):
+    """``metrics.json`` as Detectron2 writes it, with every iteration once, also after a resume.
+
+    Nothing is touched before :meth:`start`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.last_written = -1
+
+    def start(self, start_iter: int) -> None:
+        """Keep the lines of the iterations before ``start_iter``; those after it will be written again."""
+        kept = [line for line in self._lines() if line["iteration"] < start_iter]
+        self.last_written = max((line["iteration"] for line in kept), default=-1)
+        with atomic_open(self.path) as stream:
+            stream.writelines(_json_line(line) for line in kept)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return the lines that are whole; the last one is not if the process was killed while it wrote."""
+        if not self.path.exists():
+            return []
+        found = []
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("iteration"), int):
+                found.append(line)
+        return found
+
+    def has(self, iteration: int, name: str) -> bool:
+        """Return whether the scalar ``name`` of ``iteration`` is in the file."""
+        return any(line["iteration"] == iteration and name in line for line in self._lines())
+
+    def write(self) -> None:
+        """Append the scalars of the iterations since the last call, a line each; all of them or none.
+
+        Detectron2 writes the newest value of each scalar. Here the figures of an evaluation are written all,
+        also when there were several since the last call.
+        """
+        lines: dict[int, dict[str, float]] = defaultdict(dict)
+        storage = get_event_storage()
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(WRITE_PERIOD).items():
+            if iteration > self.last_written:
+                lines[iteration][name] = value
+        for name in self._evaluated(storage):
+            for value, iteration in storage.history(name).values():
+                if iteration > self.last_written:
+                    lines[int(iteration)][name] = value
+        if not lines:
+            return
+        text = "".join(_json_line({**lines[i], "iteration": i}) for i in sorted(lines))
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            os.truncate(self.path, size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self.last_written = max(lines)
+
+    def _evaluated(self, storage: Any) -> list[str]:
+        """Return the figures of evaluations and of the branch: named below a slash, and not smoothed."""
+        return [name for name, smooth in storage.smoothing_hints().items() if "/" in name and not smooth]
+
+
+def _json_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, sort_keys=True) + "\n"
+
+
+class RecentEvents(HookBase):
+    """Keep the newest scalars in the checkpoint: medians after a resume are those of the undisturbed run."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] = {}
+
+    def before_train(self) -> None:
+        for name, kept in self._restored.items():
+            for value, iteration in kept["values"]:
+                self.trainer.storage.put_scalar(
+                    name, value, smoothing_hint=kept["smooth"], cur_iter=iteration
+                )
+        self._restored = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        hints = storage.smoothing_hints()
+        return {
+            name: {"values": _recent(history.values()), "smooth": hints[name]}
+            for name, history in storage.histories().items()
+            if name not in TIMES
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._restored = dict(state)
+
+
+def _recent(values: Sequence[tuple[float, float]]) -> list[list[float]]:
+    newest = values[-1][1]
+    return [[float(value), int(i)] for value, i in values[-WRITE_PERIOD:] if i > newest - WRITE_PERIOD]
+
+
+class Stopwatch(HookBase):
+    """Add up where the time of a run goes, over all its resumes: steps, evaluation, everything."""
+
+    def __init__(self) -> None:
+        self.before = {"total": 0.0, "steps": 0.0, "evaluation": 0.0, "iterations": 0}
+        self.evaluation = 0.0
+        self._steps = 0.0
+        self._iterations = 0
+        self._start = self._step_start = time.perf_counter()
+
+    def before_train(self) -> None:
+        self._start = time.perf_counter()
+
+    def before_step(self) -> None:
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        if self.trainer.iter - self.trainer.start_iter > 0:  # the first step starts workers and fills caches
+            self._steps += time.perf_counter() - self._step_start
+            self._iterations += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        now = {
+            "total": time.perf_counter() - self._start,
+            "steps": self._steps,
+            "evaluation": self.evaluation,
+            "iterations": self._iterations,
+        }
+        return {name: self.before[name] + value for name, value in now.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.before = dict(state)
+
+    def seconds(self) -> dict[str, float | None]:
+        """Return the seconds in total, per iteration (None before the second one) and in evaluation."""
+        state = self.state_dict()
+        each = state["steps"] / state["iterations"] if state["iterations"] else None
+        return {"total": state["total"], "per_iteration": each, "evaluation": state["evaluation"]}
+
+
+class StepBoundary(HookBase):
+    """Let a signal wait for the end of the iteration, save a checkpoint then, and stop.
+
+    Register it right after the periodic checkpoints: what comes later may take long and can be done again.
+    """
+
+    def __init__(self, checkpointer: Checkpoints) -> None:
+        self._checkpointer = checkpointer
+        self.is_between_steps = False
+
+    def before_step(self) -> None:
+        interrupt.defer()
+        self.is_between_steps = False
+
+    def after_step(self) -> None:
+        signum = interrupt.release()
+        self.is_between_steps = True
+        if signum is not None:
+            raise interrupt.Interrupted(signum)
+
+    def save(self) -> None:
+        """Save a checkpoint of the iteration that is done, unless there is one or none is done."""
+        iteration = self.trainer.iter
+        if (
+            self.is_between_steps
+            and iteration < self.trainer.max_iter
+            and self._checkpointer.saved != iteration
+        ):
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            console.say(f"saved a checkpoint after iteration {iteration}; --resume goes on from there")
+
+
+class CatchUp(HookBase):
+    """Do on resume what was due after the checkpoint and was not done: an evaluation, a line of metrics."""
+
+    def __init__(self, judges: Sequence[Any], metrics: MetricsFile, period: int, name: str) -> None:
+        """``judges``: the hooks that evaluate; ``period``: TEST.EVAL_PERIOD; ``name``: a scalar that every
+        evaluation gives, by which one that was done is recognised.
+        """
+        self._judges = judges
+        self._metrics = metrics
+        self._period = period
+        self._name = name
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        main = comm.is_main_process()
+        if main:
+            self._metrics.start(done)
+        if not 0 < done < self.trainer.max_iter:
+            return
+        is_due = self._period > 0 and done % self._period == 0
+        if is_due and not comm.all_gather(self._is_known(done - 1))[0]:
+            self._after(done - 1, self._judges)
+        if main and done % WRITE_PERIOD == 0 and self._metrics.last_written < done - 1:
+            self._metrics.write()
+
+    def _is_known(self, iteration: int) -> bool:
+        """Return whether the evaluation after ``iteration`` is in the checkpoint or in the file."""
+        _, newest = self.trainer.storage.latest().get(self._name, (None, -1))
+        return newest == iteration or self._metrics.has(iteration, self._name)
+
+    def _after(self, iteration: int, judges: Sequence[Any]) -> None:
+        """Evaluate as if ``iteration`` had just been done."""
+        trainer = self.trainer
+        trainer.iter = trainer.storage.iter = iteration
+        for hook in judges:
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = iteration + 1
+
+
+class BestCheckpoint(HookBase):
+    """Keep the best weights by one metric in ``model_best.pth``; what was best is remembered over a resume.
+
+    Register it after the evaluation.
+    """
+
+    def __init__(self, checkpointer: Checkpoints, name: str, period: int) -> None:
+        """``name``: the scalar that is to be large; ``period``: TEST.EVAL_PERIOD."""
+        self._checkpointer = checkpointer
+        self._name = name
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+            self.check()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            self.check()
+
+    def check(self) -> None:
+        """Save the weights if the newest evaluation is the best so far."""
+        latest = self.trainer.storage.latest().get(self._name)
+        if latest is None or not math.isfinite(latest[0]):
+            return
+        value, iteration = latest
+        best = self._checkpointer.best()
+        if best is None or value > best["metrics"][self._name]:
+            self._checkpointer.save_best(int(iteration), self.trainer.last_metrics())
+            logger.info(
+                f"{self._name} {value:.4f} at iteration {iteration} is the best so far: model_best.pth"
+            )
+
+
+class Progress(HookBase):
+    """Show iteration, loss, learning rate, speed and the time left on the console."""
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        done, total = trainer.iter + 1, trainer.max_iter
+        storage = trainer.storage
+        parts = [f"iteration {done}/{total}"]
+        for name, shown in (("total_loss", "loss"), ("lr", "lr")):
+            if name in storage.latest():
+                parts.append(f"{shown} {self._value(name):.4g}")
+        if "time" in storage.latest():
+            seconds = storage.history("time").median(100)
+            parts += [f"{1 / max(seconds, 1e-9):.2f} it/s", f"ETA {duration(seconds * (total - done))}"]
+        console.progress("  ".join(parts), is_last=done == total)
+
+    def _value(self, name: str) -> float:
+        history = self.trainer.storage.history(name)
+        return history.latest() if name == "lr" else history.median(WRITE_PERIOD)

@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM: at once where nothing is lost, at the end of the iteration where a checkpoint can be
+kept.
+
+Python runs signal handlers between two of its own instructions. Within an iteration (``defer`` to
+``release``) a first signal is only noted; anywhere else, and the second time, it raises :class:`Interrupted`.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised when the user or the system asks the program to stop; ``signum`` is the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class _State:
+    """What the handler knows; one per process."""
+
+    deferred = False
+    patient = False
+    follows = False
+    received: int | None = None
+
+
+_state = _State()
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    is_first = _state.received is None
+    if is_first:
+        _state.received = signum
+        # The signal may have gone to the loaders' workers too, and torch raises when it hears that one ended.
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+    wait = _state.deferred if is_first else _state.patient
+    if not (_state.follows or wait):
+        raise Interrupted(signum)
+
+
+@contextmanager
+def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
+    """Handle the two signals as described inside the block; call it in the main thread.
+
+    ``patient`` is for processes that another one started: they may get a signal twice, from the terminal and
+    from it, and ignore the second. ``follows`` is for those of them that only note a signal, because the main
+    one still needs them to finish its iteration; they stop when it does.
+    """
+    before: dict[int, Callable[..., Any] | int | None] = {s: signal.signal(s, _handle) for s in SIGNALS}
+    before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+    _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        _state.deferred = _state.patient = _state.follows = False
+
+
+def defer() -> None:
+    """From here on, note a signal instead of raising."""
+    _state.deferred = True
+
+
+def release() -> int | None:
+    """End :func:`defer` and return the signal that was noted meanwhile, if this process is to act on it."""
+    _state.deferred = False
+    return None if _state.follows else _state.received
+
+
+def received() -> int | None:
+    """Return the first signal that came."""
+    return _state.received

@@ -1,0 +1,82 @@
+"""The log of a run: everything in ``log.txt``, warnings of the project on the console.
+
+Until the output directory is known to be good nothing is written: what is logged before is kept in memory.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from hicl_d2.d2.utils import comm
+
+LOGGERS = ("hicl_d2", "detectron2", "fvcore", "py.warnings")
+FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class RunLog:
+    """Where the loggers of one run write; ``open`` turns from memory to the file."""
+
+    def __init__(self) -> None:
+        # Nothing is so severe that it would be shown before there is a file.
+        self._memory = MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self._handlers: list[logging.Handler] = [self._memory]
+        self._add(self._memory, LOGGERS)
+        if comm.is_main_process():
+            console = logging.StreamHandler(sys.stderr)
+            console.setLevel(logging.WARNING)
+            console.addFilter(lambda record: not record.exc_info)  # a traceback is for the file
+            console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+            self._handlers.append(console)
+            self._add(console, ("hicl_d2",))
+
+    def open(self, output_dir: str | Path) -> None:
+        """Write what was logged so far and all that follows to ``log.txt`` (rank 1: ``log.txt.rank1``)."""
+        rank = comm.get_rank()
+        path = Path(output_dir) / f"log.txt{f'.rank{rank}' if rank else ''}"
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self._handlers.append(file)
+        self._memory.setTarget(file)
+        self._memory.flush()
+        self._remove(self._memory)
+        self._add(file, LOGGERS)
+
+    def close(self) -> None:
+        """Detach and close every handler."""
+        for handler in self._handlers:
+            self._remove(handler)
+            handler.close()
+
+    def _add(self, handler: logging.Handler, names: tuple[str, ...]) -> None:
+        for name in names:
+            logging.getLogger(name).addHandler(handler)
+
+    def _remove(self, handler: logging.Handler) -> None:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+
+
+@contextmanager
+def run_log() -> Iterator[RunLog]:
+    """Log a run inside the block."""
+    before = [(logging.getLogger(name), logging.getLogger(name).level) for name in LOGGERS]
+    for logger, _ in before:
+        logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    raise_exceptions, logging.raiseExceptions = (
+        logging.raiseExceptions,
+        False,
+    )  # a full disk is reported once, not per line
+    log = RunLog()
+    try:
+        yield log
+    finally:
+        log.close()
+        logging.raiseExceptions = raise_exceptions
+        logging.captureWarnings(False)
+        for logger, level in before:
+            logger.setLevel(level)

@@ -1,0 +1,139 @@
+"""Starting the processes of a run, and hearing from them: one message, whichever process failed."""
+
+import json
+import os
+import tempfile
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from hicl_d2.d2.engine import launch
+from hicl_d2.d2.utils import comm
+from hicl_d2.engine import interrupt
+from hicl_d2.engine.cli import explain, stop_signal
+from hicl_d2.errors import InputError
+
+FAILED = 3  # exit status of a process that has left a record of its failure
+
+
+def start(main: Callable[..., None], args: Namespace, device: str, arguments: tuple[Any, ...]) -> None:
+    """Run ``main(*arguments)`` in as many processes as ``args`` asks for, or as one of those that torchrun
+    started.
+
+    Raises InputError with the message of the process that failed first, Interrupted if they were asked to
+    stop.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun(device)
+        main(*arguments)
+        dist.destroy_process_group()
+        return
+    _check_processes(args, device)
+    if args.num_gpus * args.num_machines == 1:
+        main(*arguments)
+        return
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # then the processes meet over gloo
+    with tempfile.TemporaryDirectory(prefix="hicl_d2_") as records:
+        try:
+            launch(
+                _run_recorded,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(records, main, arguments),
+            )
+        except interrupt.Interrupted:
+            _stop_children()
+            raise
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            raise _failure(Path(records), error) from None
+
+
+def _check_processes(args: Namespace, device: str) -> None:
+    found = torch.cuda.device_count() if device != "cpu" else args.num_gpus
+    if args.num_gpus > found:
+        raise InputError(f"--num-gpus {args.num_gpus} asks for more GPUs than this machine has ({found})")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(f"--machine-rank {args.machine_rank} is not between 0 and {args.num_machines - 1}")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise InputError(
+            "--dist-url auto works on one machine; give all of them the first one's tcp://HOST:PORT"
+        )
+
+
+def _join_torchrun(device: str) -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device != "cpu":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run ``main`` as one process of several; leave a record of what went wrong."""
+    _share_cores()
+    try:
+        with interrupt.handled(patient=True, follows=not comm.is_main_process()):
+            main(*arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        _record(Path(records), error)
+        raise SystemExit(FAILED) from None
+
+
+def _share_cores() -> None:
+    """Divide the cores between the processes of this machine, unless the user has set OMP_NUM_THREADS."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
+
+
+def _record(records: Path, error: BaseException) -> None:
+    signum = stop_signal(error)
+    message = explain(error)
+    content = {
+        "kind": "stopped" if signum is not None else "fault" if message is None else "input",
+        "time": time.monotonic(),
+        "signal": signum,
+        "message": message or traceback.format_exc(),
+    }
+    (records / f"{comm.get_rank()}.json").write_text(json.dumps(content))
+
+
+def _failure(records: Path, error: Exception) -> BaseException:
+    """Return what to raise: the user's mistake before a stop before a fault of ours, and the earliest of its
+    kind.
+
+    When one process ends, the others fail too, because they can no longer reach it: those records come later.
+    """
+    found = [json.loads(path.read_text()) for path in records.glob("*.json")]
+    if not found:
+        return error
+    order = ("input", "stopped", "fault")
+    first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]))
+    if first["kind"] == "input":
+        return InputError(first["message"])
+    if first["kind"] == "stopped":
+        return interrupt.Interrupted(first["signal"])
+    return RuntimeError(f"a process of the run failed:\n{first['message']}")
+
+
+def _stop_children() -> None:
+    """Pass the signal on and wait until the processes have saved what they can, or a second signal comes."""
+    children = active_children()
+    for child in children:
+        child.terminate()
+    try:
+        for child in children:
+            child.join()
+    finally:
+        for child in children:
+            child.kill()

@@ -1,0 +1,127 @@
+"""``result.json``: what came out of a run, written once at its end, and shown as a table."""
+
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.engine import provenance
+from hicl_d2.engine.files import write_json
+from hicl_d2.engine.manifest import RESULT, config_hash
+
+SCHEMA = 1
+MAIN_METRICS = ("mIoU", "mAcc", "fwIoU", "pACC")
+CLASS_PREFIX = "IoU-"
+
+
+def training_result(
+    cfg: CfgNode,
+    *,
+    iterations: int,
+    metrics: Mapping[str, float | None],
+    best: Mapping[str, Any] | None,
+    seconds: Mapping[str, float | None],
+    parameters: Mapping[str, int],
+    seed: int,
+    device: str,
+) -> dict[str, Any]:
+    """Return the content of result.json for a finished training.
+
+    ``cfg`` is the config as the user gave it, ``metrics`` the last evaluation's figures on one level,
+    ``best`` the content of best.json. A figure that is not finite (the IoU of a class that the truth does not
+    have) becomes None.
+    """
+    last = {"iteration": iterations, **finite(metrics)}
+    best_metrics = {"iteration": best["iteration"], **finite(best["metrics"])} if best else last
+    return {
+        "schema": SCHEMA,
+        "status": "finished",
+        "dataset": cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else None,
+        "iterations": iterations,
+        "metrics": {"last": last, "best": best_metrics},
+        "class_iou": class_iou(cfg, metrics),
+        "seconds": dict(seconds),
+        "peak_memory_mb": peak_memory_mb(device),
+        "parameters": dict(parameters),
+        "seed": seed,
+        "config_hash": config_hash(cfg),
+        "versions": provenance.versions(),
+        "git": provenance.git_state(),
+        "device": provenance.device_name(device),
+    }
+
+
+def evaluation_result(
+    cfg: CfgNode, metrics: Mapping[str, float | None], weights: str, device: str
+) -> dict[str, Any]:
+    """Return the content of evaluation.json: the figures of ``weights`` on DATASETS.TEST."""
+    return {
+        "schema": SCHEMA,
+        "weights": weights,
+        "dataset": cfg.DATASETS.TEST[0],
+        "metrics": finite(metrics),
+        "class_iou": class_iou(cfg, metrics),
+        "config_hash": config_hash(cfg),
+        "versions": provenance.versions(),
+        "git": provenance.git_state(),
+        "device": provenance.device_name(device),
+    }
+
+
+def write_result(cfg: CfgNode, result: Mapping[str, Any]) -> Path:
+    """Write result.json into OUTPUT_DIR, atomically, and return its path."""
+    path = Path(cfg.OUTPUT_DIR) / RESULT
+    write_json(path, result)
+    return path
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return ``metrics`` with None for what is not finite: JSON has no NaN."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
+    }
+
+
+def task(cfg: CfgNode) -> str:
+    """Return where the first test data set's figures stand in flat metrics: "sem_seg/", or below its name."""
+    return f"{cfg.DATASETS.TEST[0]}/sem_seg/" if len(cfg.DATASETS.TEST) > 1 else "sem_seg/"
+
+
+def class_iou(cfg: CfgNode, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the IoU of each class of the first test data set in percent, None where the truth lacks it."""
+    prefix = task(cfg) + CLASS_PREFIX
+    return {
+        name.removeprefix(prefix): value for name, value in finite(metrics).items() if name.startswith(prefix)
+    }
+
+
+def peak_memory_mb(device: str) -> float:
+    """Return the largest amount of memory in use so far, in MiB: of the GPU, or of the process on the CPU."""
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def table(cfg: CfgNode, metrics: Mapping[str, float | None]) -> str:
+    """Return the figures of the first test data set as text: a line per class, and the means."""
+    prefix = task(cfg)
+    rows = [(name, _percent(value)) for name, value in class_iou(cfg, metrics).items()]
+    means = [
+        (name, _percent(metrics.get(prefix + name))) for name in MAIN_METRICS if prefix + name in metrics
+    ]
+    parts = (
+        [tabulate(rows, headers=("class", "IoU"), tablefmt="github", disable_numparse=True)] if rows else []
+    )
+    parts.append(tabulate(means, headers=("mean", "%"), tablefmt="github", disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"

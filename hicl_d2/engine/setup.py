@@ -1,0 +1,152 @@
+"""What is settled before a run starts: good input, its seed, its device. Nothing is written here."""
+
+import logging
+import os
+import secrets
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hicl_d2.modeling
+import hicl_d2.modeling.hicl  # noqa: F401 - registers the meta-architecture
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from hicl_d2.d2.utils import comm, seed_all_rng
+from hicl_d2.data.preflight import check_datasets
+from hicl_d2.engine.manifest import State, check_output, read_manifest
+from hicl_d2.engine.step import PRECISIONS
+from hicl_d2.errors import InputError, listing, nearest
+
+logger = logging.getLogger(__name__)
+
+# Meta-architectures whose head is in the registry of semantic heads.
+SEMANTIC_ARCHITECTURES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab")
+
+
+def check_before_start(cfg: CfgNode, args: Namespace) -> State:
+    """Check all that can be known without building the model; return what starting means for OUTPUT_DIR.
+
+    Raises InputError for an unknown name, a data set or a weights file that is not there, numbers that do not
+    fit together, and an OUTPUT_DIR that cannot be written or holds another run.
+    """
+    _check_names(cfg)
+    _check_numbers(cfg, args)
+    _check_weights(cfg, args)
+    _check_writable(Path(cfg.OUTPUT_DIR))
+    state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
+    check_datasets(cfg, train=not args.eval_only)
+    return state
+
+
+def _check_names(cfg: CfgNode) -> None:
+    model = cfg.MODEL
+    architecture, key = model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
+    _check_name(key, architecture, _names(META_ARCH_REGISTRY))
+    if architecture == "HiCL":
+        architecture, key = model.HICL.BASE, "MODEL.HICL.BASE"
+        _check_name(key, architecture, _names(META_ARCH_REGISTRY))
+    if architecture in SEMANTIC_ARCHITECTURES:
+        _check_name("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, _names(BACKBONE_REGISTRY))
+        _check_name("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, _names(SEM_SEG_HEADS_REGISTRY))
+    _check_name("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, PRECISIONS)
+
+
+def _names(registry: Iterable[Any]) -> list[str]:
+    return [name for name, _ in registry]
+
+
+def _check_name(key: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(f"{key} is {name!r}{nearest(name, known)}; known names: {listing(known)}")
+
+
+def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
+    solver = cfg.SOLVER
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        if solver[key] < 1:
+            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be 1 or more")
+    processes = args.num_gpus * args.num_machines
+    if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot share evenly"
+        )
+    if not cfg.DATASETS.TEST and args.eval_only:
+        raise InputError("DATASETS.TEST names no data set to evaluate on")
+
+
+def _check_weights(cfg: CfgNode, args: Namespace) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if args.resume and last.is_file():
+        checkpoint = last.parent / last.read_text().strip()
+        if not checkpoint.is_file():
+            raise InputError(
+                f"{last} names {checkpoint.name}, which is not there; write an existing file's name into it"
+            )
+    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().is_file():
+        raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
+    elif args.eval_only and not weights:
+        raise InputError(
+            "--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume for the last checkpoint in "
+            f"OUTPUT_DIR ({cfg.OUTPUT_DIR} has none)"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Check that ``folder`` can be made and written in, without making it."""
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"OUTPUT_DIR {folder} cannot be made: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"OUTPUT_DIR {folder}: no permission to write in {existing}; choose another OUTPUT_DIR"
+        )
+
+
+def resolve_device(cfg: CfgNode) -> str:
+    """Return where the model runs: MODEL.DEVICE, or the CPU where there is no CUDA.
+
+    Raises InputError for a device that torch does not know.
+    """
+    name = cfg.MODEL.DEVICE
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu") from None
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.info(f"MODEL.DEVICE is {name} and there is no CUDA here: running on the CPU")
+        return "cpu"
+    return name
+
+
+def resolve(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` with the device and the seed of this run filled in, and seed this process.
+
+    A negative SEED takes the seed of the run in OUTPUT_DIR, if it holds one, else a new one, the same in all
+    processes.
+    """
+    seed = cfg.SEED
+    if seed < 0:
+        manifest = read_manifest(cfg.OUTPUT_DIR)
+        seed = comm.all_gather(manifest["seed"] if manifest else secrets.randbelow(2**31))[0]
+    resolved = cfg.clone()
+    resolved.defrost()
+    resolved.SEED = seed
+    resolved.MODEL.DEVICE = resolve_device(cfg)
+    resolved.freeze()
+    seed_all_rng(seed + comm.get_rank())
+    return resolved
+
+
+def configure_torch(cfg: CfgNode, *, training: bool) -> None:
+    """Set what the config says about cuDNN and the precision of float32 products."""
+    if training:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"

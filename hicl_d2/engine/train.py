@@ -1,0 +1,161 @@
+"""From a command line to a result: check, start the processes, train or evaluate, report."""
+
+import json
+import logging
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hicl_d2.config import load_config
+from hicl_d2.d2 import RUNTIME
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.evaluation import verify_results
+from hicl_d2.d2.utils import collect_env_info, comm
+from hicl_d2.engine import processes, result
+from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.console import console
+from hicl_d2.engine.files import atomic_open, occupied, read_json, remove_unfinished, write_json
+from hicl_d2.engine.logs import RunLog, run_log
+from hicl_d2.engine.manifest import RESULT, config_hash, write_manifest
+from hicl_d2.engine.setup import check_before_start, configure_torch, resolve, resolve_device
+from hicl_d2.engine.trainer import Trainer, flat
+from hicl_d2.visualization import draw_pictures
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+
+
+def main(args: Namespace) -> None:
+    """Train or evaluate what ``args`` (of :func:`hicl_d2.engine.cli.train_arguments`) asks for."""
+    cfg = load_config(args.config_file, args.opts)
+    state = check_before_start(cfg, args)
+    if state == "finished":
+        _show_finished(cfg)
+        return
+    processes.start(_run, args, resolve_device(cfg), (cfg, args))
+
+
+def _run(cfg: CfgNode, args: Namespace) -> None:
+    """Do the work of one process."""
+    with run_log() as log:
+        resolved = resolve(cfg)
+        configure_torch(resolved, training=not args.eval_only)
+        if args.eval_only:
+            _evaluate(cfg, resolved, args, log)
+        else:
+            _train(cfg, resolved, args, log)
+
+
+def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    trainer = Trainer(resolved)
+    trainer.resume_or_load(resume=args.resume)
+    _make_output(resolved)
+    with occupied(resolved.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        _open_log(cfg, resolved, args, log)
+        if comm.is_main_process():
+            _describe_run(cfg, resolved)
+        console.say(_headline(resolved, trainer))
+        results = trainer.train()
+        if comm.is_main_process():
+            _finish(cfg, resolved, trainer, results)
+
+
+def _describe_run(cfg: CfgNode, resolved: CfgNode) -> None:
+    """Write the manifest, once, and config.yaml as Detectron2 has it; clear away what a killed run left."""
+    remove_unfinished(resolved.OUTPUT_DIR)
+    write_manifest(cfg, resolved.SEED, comm.get_world_size())
+    with atomic_open(Path(resolved.OUTPUT_DIR) / "config.yaml") as stream:
+        stream.write(resolved.dump())
+
+
+def _finish(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, results: dict[str, Any]) -> None:
+    metrics = flat(results)
+    content = result.training_result(
+        cfg,
+        iterations=trainer.max_iter,
+        metrics=metrics,
+        best=trainer.checkpointer.best(),
+        seconds=trainer.stopwatch.seconds(),
+        parameters=trainer.parameters,
+        seed=resolved.SEED,
+        device=resolved.MODEL.DEVICE,
+    )
+    pictures = _draw_pictures(resolved, trainer.model)
+    _report(resolved, metrics, result.write_result(cfg, content), pictures)
+    verify_results(resolved, results)
+
+
+def _evaluate(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    model = Trainer.build_model(resolved)
+    checkpoints = Checkpoints(model, resolved.OUTPUT_DIR)
+    weights = resolved.MODEL.WEIGHTS
+    if args.resume and checkpoints.has_checkpoint():
+        weights = checkpoints.get_checkpoint_file()
+    checkpoints.load_weights(weights, whole=True)
+    _make_output(resolved)
+    _open_log(cfg, resolved, args, log)
+    results = Trainer.test(resolved, model)
+    if not comm.is_main_process():
+        return
+    metrics = flat(results)
+    path = Path(resolved.OUTPUT_DIR) / EVALUATION
+    write_json(path, result.evaluation_result(cfg, metrics, weights, resolved.MODEL.DEVICE))
+    _report(resolved, metrics, path, _draw_pictures(resolved, model))
+    verify_results(resolved, results)
+
+
+def _make_output(cfg: CfgNode) -> None:
+    """Make the output directory, now that all is known to be good."""
+    if comm.is_main_process():
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+
+
+def _open_log(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    """Start the log with what there is to know about the run."""
+    log.open(resolved.OUTPUT_DIR)
+    rank = f"rank {comm.get_rank()} of {comm.get_world_size()}"
+    logger.info(f"Runtime: {RUNTIME}; {rank}; arguments: {args}")
+    logger.info(f"Environment info:\n{collect_env_info()}")
+    logger.info(f"Config {config_hash(cfg)}, seed {resolved.SEED}:\n{resolved.dump()}")
+
+
+def _headline(cfg: CfgNode, trainer: Trainer) -> str:
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    branch = f" with {cfg.MODEL.HICL.CONTRAST}" if trainer.parameters["branch"] else ""
+    count = comm.get_world_size()
+    where = f"{cfg.MODEL.DEVICE}{f' x {count}' if count > 1 else ''}"
+    return (
+        f"{cfg.MODEL.META_ARCHITECTURE}{branch} on {names}: iterations {trainer.start_iter} to "
+        f"{trainer.max_iter} of {cfg.SOLVER.IMS_PER_BATCH} images, {where}, seed {cfg.SEED}; "
+        f"log in {Path(cfg.OUTPUT_DIR) / 'log.txt'}"
+    )
+
+
+def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
+    """Draw test images beside truth and prediction; return their folder."""
+    if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST):
+        return None
+    draw_pictures(cfg, model, cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
+    return Path(cfg.OUTPUT_DIR) / "pictures"
+
+
+def _report(cfg: CfgNode, metrics: dict[str, Any], path: Path, pictures: Path | None) -> None:
+    if len(cfg.DATASETS.TEST):
+        console.show(f"\n{cfg.DATASETS.TEST[0]}\n\n{result.table(cfg, metrics)}\n")
+    console.show(f"result: {path}")
+    if pictures is not None:
+        console.show(f"pictures: {pictures}")
+
+
+def _show_finished(cfg: CfgNode) -> None:
+    """Show the result of a run that is done, for a second ``--resume``."""
+    path = Path(cfg.OUTPUT_DIR) / RESULT
+    try:
+        metrics = read_json(path)["metrics"]["last"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        metrics = {}
+    console.say(f"{cfg.OUTPUT_DIR} holds this run, finished; nothing to do")
+    _report(cfg, metrics, path, None)

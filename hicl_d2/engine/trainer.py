@@ -1,0 +1,229 @@
+"""The trainer: Detectron2's DefaultTrainer with exact resume, atomic files, bfloat16, one stream per seed."""
+
+import logging
+import os
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from hicl_d2.d2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from hicl_d2.d2.modeling import build_model
+from hicl_d2.d2.utils import CommonMetricPrinter, EventWriter, TensorboardXWriter, comm
+from hicl_d2.data.loader import build_test_loader, build_train_loader
+from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.console import counter
+from hicl_d2.engine.hooks import (
+    WRITE_PERIOD,
+    BestCheckpoint,
+    CatchUp,
+    MetricsFile,
+    Progress,
+    RecentEvents,
+    StepBoundary,
+    Stopwatch,
+)
+from hicl_d2.engine.interrupt import Interrupted
+from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
+from hicl_d2.engine.step import PRECISIONS, StepTrainer
+from hicl_d2.errors import InputError, one_line
+from hicl_d2.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+MAIN_METRIC = "sem_seg/mIoU"
+
+
+class Trainer(DefaultTrainer):
+    """Train and evaluate the model of a config, under either runtime.
+
+    Nothing is written before :meth:`train`: building, loading weights and all that can fail on the user's
+    input come first. SOLVER.AMP.DTYPE chooses the precision; cfg.SEED must be 0 or more
+    (:func:`hicl_d2.engine.setup.resolve` draws one).
+    """
+
+    iter: int
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's: it writes at once, puts DistributedDataParallel on GPUs alone, and knows
+        # float16 alone.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        self.parameters = count_parameters(model)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = StepTrainer(model, data_loader, optimizer, seed=cfg.SEED, precision=precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpoints(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._last_eval_results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on after the last checkpoint if ``resume`` and there is one, else start from MODEL.WEIGHTS.
+
+        Raises InputError for a checkpoint or weights of another model.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.resume()
+            self.start_iter = self.iter + 1
+        else:
+            self.checkpointer.load_weights(self.cfg.MODEL.WEIGHTS, whole=False)
+        self.data_loader.start_iteration = self.start_iter
+
+    def build_hooks(self) -> list[Any]:
+        """Return the hooks in Detectron2's order: what changes, saves, judges the model, then what writes."""
+        cfg = self.cfg
+        period = cfg.TEST.EVAL_PERIOD
+        metric = f"{cfg.DATASETS.TEST[0]}/{MAIN_METRIC}" if len(cfg.DATASETS.TEST) > 1 else MAIN_METRIC
+        self.stopwatch = Stopwatch()
+        self._boundary = StepBoundary(self.checkpointer)
+        self._metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json")
+        evaluation = hooks.EvalHook(period, self._evaluate)
+        best = BestCheckpoint(self.checkpointer, metric, period)
+        main = comm.is_main_process()
+        self._writers = self.build_writers() if main else []
+        return [
+            hooks.IterationTimer(),
+            self.stopwatch,
+            hooks.LRScheduler(),
+            self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            self._boundary,
+            evaluation,
+            best if main else None,
+            RecentEvents(),
+            CatchUp([evaluation, best] if main else [evaluation], self._metrics, period, metric),
+            Progress() if main else None,
+            hooks.PeriodicWriter(self._writers, period=WRITE_PERIOD) if main else None,
+        ]
+
+    def _build_precise_bn(self) -> Any:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg)
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return the writers of the log, metrics.json and TensorBoard; none makes a file before it writes."""
+        return [CommonMetricPrinter(self.max_iter), self._metrics, TensorboardXWriter(self.cfg.OUTPUT_DIR)]
+
+    def train(self) -> dict[str, Any]:
+        """Train, and return the results of the last evaluation (empty without DATASETS.TEST).
+
+        Whatever ends the training between two iterations (a signal, an image of the test set that cannot be
+        read) leaves a checkpoint of the last one; a full disk does not.
+        """
+        try:
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        except OSError:
+            raise
+        except (Exception, Interrupted):
+            self._boundary.save()
+            raise
+        return self._last_eval_results
+
+    def after_train(self) -> None:
+        """Call the hooks if all iterations are done; after an error or a signal just close what is open."""
+        if self.iter >= self.max_iter:
+            self.iter = (
+                self.max_iter
+            )  # also when a finished training was resumed and there was nothing to iterate
+            super().after_train()
+        else:
+            for writer in self._writers:
+                writer.close()
+
+    def _evaluate(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        self._last_eval_results = self.test(self.cfg, self.model)
+        self.stopwatch.evaluation += time.perf_counter() - start
+        return self._last_eval_results
+
+    def last_metrics(self) -> dict[str, float]:
+        """Return the figures of the last evaluation, on one level."""
+        return flat(self._last_eval_results)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model. Raises InputError if the config describes none."""
+        try:
+            model = build_model(cfg)
+        except (AssertionError, KeyError, ValueError) as error:
+            reason = one_line(error) if str(error) else "an assertion failed"
+            raise InputError(f"the config describes no model that can be built: {reason}") from error
+        logger.info(f"Model:\n{model}")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | DatasetEvaluator | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate as Detectron2's ``test`` does, with progress on the console."""
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results: dict[str, Any] = OrderedDict()
+        for position, name in enumerate(cfg.DATASETS.TEST):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)
+            progress = {"after_inference": counter(f"evaluating {name}", len(loader))}
+            results[name] = inference_on_dataset(model, loader, evaluator, callbacks=progress)
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+
+def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return nested results on one level: ``{"sem_seg/mIoU": 61.2}``."""
+    return dict(_flat(results, prefix))
+
+
+def _flat(results: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", float(value)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Return how many parameters the model has at inference, and how many the branch adds in training."""
+    branch = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hicl."))
+    return {"model": sum(p.numel() for p in model.parameters()) - branch, "branch": branch}

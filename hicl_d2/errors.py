@@ -1,0 +1,47 @@
+"""What is wrong with the user's input, said in one line.
+
+A command-line tool ends with :func:`exit_with_error`, which writes that line to standard error and exits 2, without a
+traceback. Everything else that raises is a fault of ours and keeps its traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+class InputError(Exception):
+    """Raised for anything the user can put right: config, data, weights, paths, permissions.
+
+    The message is one line: what is wrong, where, what was expected, what to do.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``"; did you mean X?"`` for the known name most like ``name``, or ``""`` if none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def listing(names: Iterable[str], limit: int = 12) -> str:
+    """Return ``names`` sorted and joined by commas, cut after ``limit`` with a count of the rest."""
+    ordered = sorted(names)
+    shown = ", ".join(ordered[:limit])
+    rest = len(ordered) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of ``error`` as one line, also when a data loader's worker has wrapped it in a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if len(lines) > 1 and any("Original Traceback" in line for line in lines):
+        return lines[-1].split("InputError: ", 1)[-1]
+    return " ".join(lines)
+
+
+def exit_with_error(tool: str, error: BaseException) -> NoReturn:
+    """Write ``<tool>: <message>`` to standard error and exit with status 2."""
+    sys.stderr.write(f"{tool}: {one_line(error)}\n")
+    sys.exit(2)

@@ -1,0 +1,265 @@
+"""Checkpoints: fvcore's files and names, plus Detectron2's converted weights.
+
+A ``.pth`` file is read with torch's ``weights_only``; a ``.pkl`` file by an unpickler that knows arrays,
+tensors and plain containers and refuses everything else by name, because a pickle may otherwise run any code.
+"""
+
+import collections
+import io
+import logging
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import numpy as np
+import torch
+from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+from torch import Tensor, nn
+
+from hicl_d2.errors import InputError, one_line
+from hicl_d2.lite import needs_detectron2
+from hicl_d2.lite.utils import comm
+from hicl_d2.lite.utils.file_io import PathManager
+
+__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+class DetectionCheckpointer(Checkpointer):
+    """Save and resume a run, and load weights from ``.pth`` and Detectron2's ``.pkl`` files.
+
+    Raises InputError for a weights file that is missing, damaged, or asks for more than weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """Save on the main process alone unless ``save_to_disk`` says otherwise."""
+        if save_to_disk is None:
+            save_to_disk = comm.is_main_process()
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = PathManager
+        self._match_by_suffix = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<name>.pth`` and point ``last_checkpoint`` to it; ``kwargs`` are saved beside the state.
+
+        NumPy's numbers are saved as Python's: torch reads no others back without running code.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **_without_numpy_numbers({**state, **kwargs})}
+        file = Path(self.save_dir) / f"{name}.pth"
+        assert file.name == f"{name}.pth", f"the name of a checkpoint holds no folder: {name}"
+        self.logger.info("Saving checkpoint to %s", file)
+        with self.path_manager.open(str(file), "wb") as stream:
+            torch.save(content, stream)
+        self.tag_last_checkpoint(file.name)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load ``path`` (a file or URL, empty for none) and return what was saved beside the state.
+
+        ``?matching_heuristics=True`` at its end lets the keys of a ``.pth`` match by their ends, as those of
+        converted weights do.
+        """
+        if not path:
+            return super().load(path, checkpointables)
+        url = urlparse(str(path))
+        queries = parse_qs(url.query)
+        self._match_by_suffix = queries.pop("matching_heuristics", ["False"]) == ["True"]
+        if queries:
+            unknown = ", ".join(queries)
+            raise InputError(
+                f"weights {path}: unknown option {unknown}; the one known is matching_heuristics=True"
+            )
+        return super().load(self._local(url._replace(query="").geturl()), checkpointables)
+
+    def _local(self, path: str) -> str:
+        """Return the local file of ``path``, fetching it where it is a URL."""
+        if path.startswith("catalog://"):
+            raise InputError(needs_detectron2(f"weights {path}"))
+        try:
+            local = self.path_manager.get_local_path(path)
+        except (OSError, ValueError, AssertionError) as error:
+            raise InputError(f"weights {path} cannot be fetched: {one_line(error)}") from None
+        if not Path(local).is_file():
+            raise InputError(f"weights {path} do not exist; check MODEL.WEIGHTS or the last_checkpoint file")
+        return local
+
+    def _load_file(self, file: str) -> dict[str, Any]:
+        if file.endswith(".pyth"):
+            raise InputError(needs_detectron2(f"weights {file} (of pycls)"))
+        is_converted = file.endswith(".pkl")
+        content = _read_pickle(file) if is_converted else _read_torch(file)
+        if is_converted and isinstance(content, dict) and not {"model", "__author__"} <= content.keys():
+            raise InputError(needs_detectron2(f"weights {file} (in the format of Caffe2)"))
+        checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
+        _check_names_and_tensors(file, checkpoint["model"])
+        if self._match_by_suffix:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("matching_heuristics", False):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            checkpoint["model"] = match_by_suffix(self.model.state_dict(), checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        own_buffers = dict(self.model.named_buffers(recurse=False))
+        for name in ("pixel_mean", "pixel_std"):  # the config gives them; some files hold them, some do not
+            if name in own_buffers and name in incompatible.missing_keys:
+                incompatible.missing_keys.remove(name)
+        return incompatible
+
+
+def _check_names_and_tensors(file: str, weights: Any) -> None:
+    if not isinstance(weights, dict):
+        raise InputError(f"weights {file} are of type {type(weights).__name__}; expected names and tensors")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            kind = type(value).__name__
+            raise InputError(f"weights {file}: {name} is of type {kind}; expected a tensor")
+
+
+def match_by_suffix(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``weights`` under the names of ``model``: each takes the longest that its own name ends with.
+
+    Names end at a dot: ``backbone.res2.0.conv1.weight`` takes ``res2.0.conv1.weight`` before
+    ``conv1.weight``, and not ``nv1.weight``. Weights of another shape are not renamed, with a warning; those
+    that match nothing keep their names. Raises InputError if one of the weights fits two names.
+    """
+    taken: dict[str, str] = {}
+    matched: dict[str, Tensor] = {}
+    for name in sorted(model):
+        source = next((end for end in _ends(name) if end in weights), None)
+        if source is None:
+            continue
+        if weights[source].shape != model[name].shape:
+            logger.warning(
+                "%s has shape %s in the weights and %s as %s in the model; it is not loaded",
+                source,
+                tuple(weights[source].shape),
+                tuple(model[name].shape),
+                name,
+            )
+            continue
+        if source in taken:
+            raise InputError(f"the weights' {source} fits both {taken[source]} and {name} of the model")
+        taken[source] = name
+        matched[name] = weights[source]
+    if taken:
+        logger.info("%d of the model's %d tensors were found in the weights by name", len(taken), len(model))
+    else:
+        logger.warning("No weights in checkpoint matched with model.")
+    return {**matched, **{name: value for name, value in weights.items() if name not in taken}}
+
+
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+def _without_numpy_numbers(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):  # a module's state without such numbers stays the object that it is
+        plain = {key: _without_numpy_numbers(item) for key, item in value.items()}
+        return plain if any(plain[key] is not item for key, item in value.items()) else value
+    if type(value) in (list, tuple):
+        return type(value)(_without_numpy_numbers(item) for item in value)
+    return value
+
+
+def _read_torch(file: str) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything at all
+        asked = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        raise (_refused(file, asked[1]) if asked else _damaged(file, error)) from None
+
+
+def _read_pickle(file: str) -> Any:
+    try:
+        with PathManager.open(file, "rb") as stream:
+            return _WeightsUnpickler(stream, file).load()
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(file, error) from None
+
+
+def _refused(file: str, what: str) -> InputError:
+    return InputError(
+        f"weights {file} ask for {what}, which is no tensor, array or plain container, and are refused"
+    )
+
+
+def _damaged(file: str, error: BaseException) -> InputError:
+    reason = one_line(error)[:160]
+    return InputError(
+        f"weights {file} cannot be read ({type(error).__name__}: {reason}); fetch or save them again"
+    )
+
+
+class _WeightsUnpickler(pickle.Unpickler):
+    """Read arrays, tensors and plain containers; refuse any other class or function by its name."""
+
+    def __init__(self, stream: Any, file: str) -> None:
+        super().__init__(stream, encoding="latin1")  # Detectron2's files come from Python 2
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _SAFE.get(f"{module}.{name}")
+        if known is None:
+            raise _refused(self._file, f"{module}.{name}")
+        return known
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for ``_codecs.encode``, by which pickles of NumPy write bytes, for that one use."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _storage(content: bytes) -> Any:
+    """Stand in for torch's own function of a pickled storage, which would run the code in it."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _safe_names() -> dict[str, Callable[..., Any]]:
+    array = np.zeros(1)
+    of_numpy = {  # what NumPy itself names when it pickles
+        "multiarray._reconstruct": array.__reduce__()[0],
+        "multiarray.scalar": array[0].__reduce__()[0],
+        "numeric._frombuffer": array.__reduce_ex__(5)[0],
+    }
+    plain: list[type] = [bytes, bytearray, complex, frozenset, set]
+    return {
+        **{
+            f"numpy.{core}.{name}": function
+            for core in ("core", "_core")
+            for name, function in of_numpy.items()
+        },
+        **{f"{home}.{kind.__name__}": kind for home in ("builtins", "__builtin__") for kind in plain},
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+        "_codecs.encode": _encode,
+        "collections.OrderedDict": collections.OrderedDict,
+        "torch.Size": torch.Size,
+        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+        "torch.storage._load_from_bytes": _storage,
+    }
+
+
+_SAFE = _safe_names()

@@ -1,0 +1,412 @@
+"""Transforms, which are deterministic, and augmentations, which draw one; import as ``transforms as T``.
+
+Augmentations draw from numpy's global state in Detectron2's order: the same seed gives the same transform.
+"""
+
+import inspect
+import pprint
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+from PIL import Image
+
+from hicl_d2.lite import beyond_lite
+
+BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
+CROP_ATTEMPTS = 10
+
+
+class AugInput:
+    """An image (H, W) or (H, W, C), uint8 or float, with its boxes (N, 4) and label map (H, W), if any."""
+
+    def __init__(
+        self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
+    ) -> None:
+        assert isinstance(image, np.ndarray), f"an image is a numpy array, not a {type(image)}"
+        assert image.ndim in (2, 3), f"an image is (H, W) or (H, W, C), not {image.shape}"
+        self.image = image
+        self.boxes = boxes
+        self.sem_seg = sem_seg
+
+    def transform(self, tfm: Transform) -> None:
+        """Apply ``tfm`` to every attribute in place."""
+        self.image = tfm.apply_image(self.image)
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
+        if self.sem_seg is not None:
+            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+    def apply_augmentations(self, augmentations: Sequence["Augmentation | Transform"]) -> TransformList:
+        """Apply ``augmentations`` one after another in place and return the transforms chosen."""
+        return AugmentationList(augmentations)(self)
+
+
+StandardAugInput = AugInput
+
+
+class Augmentation:
+    """A policy that looks at some of its input's attributes and chooses a transform.
+
+    A subclass writes ``get_transform``; the names of its parameters are the attributes that it is given. A
+    lone parameter is the image, whatever its name.
+    """
+
+    input_args: tuple[str, ...] | None = None
+
+    def _init(self, params: dict[str, Any]) -> None:
+        """Keep ``params`` (a constructor's ``locals()``) as attributes."""
+        for name, value in params.items():
+            if name != "self" and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Return the transform chosen for these attributes."""
+        raise NotImplementedError
+
+    def __call__(self, aug_input: Any) -> Transform:
+        """Transform ``aug_input`` in place and return the transform that was chosen."""
+        if self.input_args is None:
+            names = tuple(inspect.signature(self.get_transform).parameters)
+            self.input_args = ("image",) if len(names) == 1 else names
+        transform = self.get_transform(*[getattr(aug_input, name) for name in self.input_args])
+        assert isinstance(transform, Transform), (
+            f"{type(self).__name__} chose no transform, but {transform!r}"
+        )
+        aug_input.transform(transform)
+        return transform
+
+    def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
+        """Draw uniformly from [low, high), or from [0, low) without ``high``."""
+        low, high = (0.0, low) if high is None else (low, high)
+        return np.random.uniform(low, high, [] if size is None else size)
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, without the arguments that have their default value."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(self, name):
+                return super().__repr__()
+            value = getattr(self, name)
+            if value is not parameter.default:
+                text = pprint.pformat(value)
+                shown.append(f"{name}={'...' if chr(10) in text else text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class _Fixed(Augmentation):
+    """An augmentation that always chooses the same transform."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def get_transform(self, *args: Any) -> Transform:
+        return self.transform
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+class AugmentationList(Augmentation):
+    """Several augmentations or transforms, each applied to what the one before it left."""
+
+    def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
+        self.augs = [aug if isinstance(aug, Augmentation) else _Fixed(aug) for aug in augs]
+
+    def __call__(self, aug_input: Any) -> TransformList:
+        return TransformList([aug(aug_input) for aug in self.augs])
+
+    def __repr__(self) -> str:
+        return f"AugmentationList[{', '.join(str(aug) for aug in self.augs)}]"
+
+
+def apply_augmentations(
+    augmentations: Sequence[Augmentation | Transform], inputs: Any
+) -> tuple[Any, TransformList]:
+    """Augment an image, or an AugInput in place; return it and the transforms chosen."""
+    if isinstance(inputs, np.ndarray):
+        aug_input = AugInput(inputs)
+        transforms = aug_input.apply_augmentations(augmentations)
+        return aug_input.image, transforms
+    return inputs, inputs.apply_augmentations(augmentations)
+
+
+class ResizeTransform(Transform):
+    """Resize images (h, w) to (new_h, new_w) with one of Pillow's filters, label maps to the nearest pixel.
+
+    Pillow resizes uint8 images; arrays of other types go through torch.
+    """
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
+        super().__init__()
+        interp = BILINEAR if interp is None else interp
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image (h, w) or (h, w, C)."""
+        assert img.shape[:2] == (self.h, self.w), f"expected an image of {self.h} x {self.w}, not {img.shape}"
+        method = Image.Resampling(self.interp if interp is None else interp)
+        if img.dtype != np.uint8:
+            return self._resize_in_torch(img, method.name.lower())
+        one_channel = img.ndim == 3 and img.shape[2] == 1
+        picture = Image.fromarray(img[:, :, 0] if one_channel else img)
+        resized = np.asarray(picture.resize((self.new_w, self.new_h), method))
+        return resized[:, :, None] if one_channel else resized
+
+    def _resize_in_torch(self, img: np.ndarray, mode: str) -> np.ndarray:
+        channels_first = np.ascontiguousarray(img.reshape(self.h, self.w, -1).transpose(2, 0, 1))
+        align_corners = None if mode == "nearest" else False
+        size = (self.new_h, self.new_w)
+        resized = F.interpolate(
+            torch.from_numpy(channels_first)[None], size, mode=mode, align_corners=align_corners
+        )
+        return resized[0].permute(1, 2, 0).reshape(*size, *img.shape[2:]).numpy()
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale points (N, 2), each (x, y), in place."""
+        coords[:, 0] *= self.new_w / self.w
+        coords[:, 1] *= self.new_h / self.h
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a label map (h, w) to the nearest pixel, so that no labels are mixed."""
+        return self.apply_image(segmentation, interp=NEAREST)
+
+    def inverse(self) -> "ResizeTransform":
+        """Return the resize back."""
+        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+class RandomFlip(Augmentation):
+    """Flip horizontally or vertically (one of the two) with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
+        if horizontal == vertical:
+            raise ValueError("RandomFlip flips either horizontally or vertically; for both, use two of them")
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Return the flip, or none."""
+        if self._rand_range() >= self.prob:
+            return NoOpTransform()
+        return HFlipTransform(image.shape[1]) if self.horizontal else VFlipTransform(image.shape[0])
+
+
+class Resize(Augmentation):
+    """Resize to ``shape``, (h, w) or one length for both sides."""
+
+    def __init__(self, shape: int | Sequence[int], interp: int = BILINEAR) -> None:
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Return the resize."""
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, self.shape[0], self.shape[1], self.interp)
+
+
+class ResizeShortestEdge(Augmentation):
+    """Resize so that the short side gets a drawn length, or less where the long side would pass ``max_size``.
+
+    ``short_edge_length`` is a [low, high] range (``sample_style`` "range") or the lengths to choose from
+    ("choice"). A drawn length of 0 leaves the image as it is.
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = BILINEAR,
+    ) -> None:
+        assert sample_style in ("range", "choice"), f"sample_style is range or choice, not {sample_style}"
+        if isinstance(short_edge_length, int):
+            short_edge_length = (short_edge_length, short_edge_length)
+        self.is_range = sample_style == "range"
+        assert not self.is_range or len(short_edge_length) == 2, f"a range has two ends: {short_edge_length}"
+        self.short_edge_length = short_edge_length
+        self.max_size = max_size
+        self.sample_style = sample_style
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a length and return the resize to it."""
+        height, width = image.shape[:2]
+        if self.is_range:
+            length = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            length = np.random.choice(self.short_edge_length)
+        if length == 0:
+            return NoOpTransform()
+        size = self.get_output_shape(height, width, length, self.max_size)
+        return ResizeTransform(height, width, *size, self.interp)
+
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Return (h, w) after the resize, rounded half up."""
+        short = float(short_edge_length)
+        scale = short / min(oldh, oldw)
+        # The short side is taken as it is: scale times its old length may miss it by a rounding error.
+        height, width = (short, scale * oldw) if oldh < oldw else (scale * oldh, short)
+        if max(height, width) > max_size:
+            shrink = float(max_size) / max(height, width)
+            height, width = height * shrink, width * shrink
+        return int(height + 0.5), int(width + 0.5)
+
+
+class RandomCrop(Augmentation):
+    """Crop a rectangle at a random place.
+
+    ``crop_type`` says what ``crop_size`` means: "absolute", (h, w) in pixels, at most the image; "relative",
+    the shares of the image's height and width; "relative_range", the least such shares; "absolute_range", the
+    least and the greatest length in pixels of both sides.
+    """
+
+    def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
+        assert crop_type in CROP_TYPES, f"crop_type is one of {', '.join(CROP_TYPES)}, not {crop_type}"
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a size and a place and return the crop."""
+        height, width = image.shape[:2]
+        crop_height, crop_width = self.get_crop_size((height, width))
+        y0 = np.random.randint(height - crop_height + 1)
+        x0 = np.random.randint(width - crop_width + 1)
+        return CropTransform(x0, y0, crop_width, crop_height)
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return (h, w) of a crop of an image of (h, w), drawn where the type says so."""
+        height, width = image_size
+        if self.crop_type == "absolute":
+            return min(int(self.crop_size[0]), height), min(int(self.crop_size[1]), width)
+        if self.crop_type == "absolute_range":
+            low, high = int(self.crop_size[0]), int(self.crop_size[1])
+            crop_height = np.random.randint(min(height, low), min(height, high) + 1)
+            return crop_height, np.random.randint(min(width, low), min(width, high) + 1)
+        shares = np.asarray(self.crop_size)
+        if self.crop_type == "relative_range":
+            shares = shares.astype(np.float32)
+            shares = shares + np.random.rand(2) * (1 - shares)
+        return int(height * shares[0] + 0.5), int(width * shares[1] + 0.5)
+
+
+class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 - Detectron2's name
+    """Crop like RandomCrop, but try again, ten times in all, while one class fills too much of the crop.
+
+    A crop is good if it has two classes or more and none fills ``single_category_max_area`` of its pixels,
+    those of ``ignored_category`` not counted. 1.0 accepts every crop.
+    """
+
+    def __init__(
+        self,
+        crop_type: str,
+        crop_size: Sequence[float],
+        single_category_max_area: float = 1.0,
+        ignored_category: int | None = None,
+    ) -> None:
+        self.crop_aug = RandomCrop(crop_type, crop_size)
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+        self.single_category_max_area = single_category_max_area
+        self.ignored_category = ignored_category
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        """Return the first good crop, or the last one tried."""
+        if self.single_category_max_area >= 1.0:
+            return self.crop_aug.get_transform(image)
+        for _ in range(CROP_ATTEMPTS):
+            crop = self.crop_aug.get_transform(sem_seg)
+            classes, counts = np.unique(crop.apply_segmentation(sem_seg), return_counts=True)
+            if self.ignored_category is not None:
+                counts = counts[classes != self.ignored_category]
+            if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
+                break
+        return crop
+
+
+class _RandomBlend(Augmentation):
+    """Blend the image with something plainer; the image's weight is drawn, and 1 changes nothing."""
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        self.intensity_min = intensity_min
+        self.intensity_max = intensity_max
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the weight and return the blend."""
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        return BlendTransform(src_image=self._plain(image), src_weight=1 - weight, dst_weight=weight)
+
+    def _plain(self, image: np.ndarray) -> Any:
+        raise NotImplementedError
+
+
+class RandomContrast(_RandomBlend):
+    """Blend an image with its mean, by a weight from [intensity_min, intensity_max]."""
+
+    def _plain(self, image: np.ndarray) -> Any:
+        return image.mean()
+
+
+class RandomBrightness(_RandomBlend):
+    """Blend an image with black, by a weight from [intensity_min, intensity_max]."""
+
+    def _plain(self, image: np.ndarray) -> Any:
+        return 0
+
+
+class RandomSaturation(_RandomBlend):
+    """Blend an RGB image with its grey values, by a weight from [intensity_min, intensity_max]."""
+
+    def _plain(self, image: np.ndarray) -> Any:
+        assert image.shape[-1] == 3, f"RandomSaturation takes RGB images, not {image.shape}"
+        return image.dot([0.299, 0.587, 0.114])[:, :, None]
+
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "BlendTransform",
+    "CropTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PadTransform",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomFlip",
+    "RandomSaturation",
+    "Resize",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "StandardAugInput",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+    "apply_augmentations",
+]
+
+__getattr__ = beyond_lite(
+    __name__,
+    "ColorTransform ExtentTransform FixedSizeCrop GridSampleTransform MinIoURandomCrop PILColorTransform "
+    "RandomApply RandomExtent RandomLighting RandomResize RandomRotation ResizeScale RotationTransform "
+    "ScaleTransform",
+)

@@ -1,0 +1,335 @@
+"""Layers: convolutions with norm and activation, norms, and DeepLab's pyramid of dilated convolutions."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import weight_init
+from fvcore.nn.distributed import differentiable_all_gather
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite.utils import comm
+
+__all__ = [
+    "ASPP",
+    "CNNBlockBase",
+    "Conv2d",
+    "DepthwiseSeparableConv2d",
+    "FrozenBatchNorm2d",
+    "ShapeSpec",
+    "cat",
+    "get_norm",
+]
+
+__getattr__ = beyond_lite(
+    __name__,
+    "CycleBatchNormList DeformConv ModulatedDeformConv NaiveSyncBatchNorm ROIAlign batched_nms nms "
+    "paste_masks_in_image roi_align",
+)
+
+Activation = Callable[[Tensor], Tensor]
+Norm = str | Callable[[int], nn.Module] | None
+
+
+@dataclass
+class ShapeSpec:
+    """What is known of a feature map before there is one; None where it is not known."""
+
+    channels: int = None  # type: ignore[assignment]
+    height: int = None  # type: ignore[assignment]
+    width: int = None  # type: ignore[assignment]
+    stride: int = None  # type: ignore[assignment]
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate along ``dim``; a single tensor is returned as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's convolution followed by ``norm`` and ``activation``, keywords that may be left out."""
+
+    def __init__(
+        self, *args: Any, norm: nn.Module | None = None, activation: Activation | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, out_channels, H', W') for (B, in_channels, H, W)."""
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm with fixed statistics and affine parameters, all of them buffers; at first the identity.
+
+    Weights made for Caffe2 hold ``weight`` and ``bias`` alone, with the statistics folded in: they load too.
+    """
+
+    _version = 3  # of the state dict: from 2 on it holds running_mean and running_var
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.weight: Tensor
+        self.bias: Tensor
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.register_buffer("num_batches_tracked", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised (B, C, H, W)."""
+        if not x.requires_grad:
+            stats = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(x, *stats, training=False, eps=self.eps)
+        # Written out: batch_norm's backward would compute gradients of the weight and bias too.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if (local_metadata.get("version") or 1) < 2:
+            state_dict.setdefault(f"{prefix}running_mean", torch.zeros_like(self.running_mean))
+            state_dict.setdefault(f"{prefix}running_var", torch.ones_like(self.running_var))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def __repr__(self) -> str:
+        return f"FrozenBatchNorm2d(num_features={self.num_features}, eps={self.eps})"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """Return ``module`` with each batch norm in it replaced; a batch norm itself gives a new module."""
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            frozen = cls(module.num_features, module.eps)
+            names = ["running_mean", "running_var", "num_batches_tracked"]
+            names += ["weight", "bias"] if module.affine else []
+            for name in names:
+                value = getattr(module, name)
+                setattr(frozen, name, None if value is None else value.detach().clone())
+            return frozen
+        for name, child in module.named_children():
+            converted = cls.convert_frozen_batchnorm(child)
+            if converted is not child:
+                module.add_module(name, converted)
+        return module
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, on CPU too.
+
+    torch's own, and DistributedDataParallel around it, refuse the CPU. Here several processes on the CPU exchange
+    mean, variance and number of values, so that the statistics are those of one process that has all the images;
+    one process is plain batch norm, and on a GPU torch's own does the work.
+    """
+
+    process_group = None  # what torch's own expects to find: the group of all processes, and this check
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised (B, C, H, W)."""
+        if not self.training or comm.get_world_size() == 1:
+            return super().forward(input)
+        if input.device.type == "cpu":
+            return self._forward_over_processes(input)
+        return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
+
+    def _forward_over_processes(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        values = x.float()
+        count = values.new_full((self.num_features,), values.numel() // self.num_features)
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        means, variances, counts = torch.stack(
+            differentiable_all_gather(torch.stack([mean, variance, count]))
+        ).unbind(1)
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+        self._track(mean.detach(), variance.detach(), total)
+        scale = torch.rsqrt(variance + self.eps)
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = self.weight * scale, self.weight * shift + self.bias
+        return (values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+class LayerNorm(nn.Module):
+    """Normalise each pixel of (B, C, H, W) over its channels."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.eps = eps
+        self.normalized_shape = (normalized_shape,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised (B, C, H, W)."""
+        pixels = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return pixels.permute(0, 3, 1, 2)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    if channels % 32:
+        raise InputError(
+            f"norm GN has 32 groups, which do not divide {channels} channels; use BN or another width"
+        )
+    return nn.GroupNorm(32, channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": SyncBatchNorm,
+    "nnSyncBN": SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": _group_norm,
+    "LN": LayerNorm,
+}
+
+
+def get_norm(norm: Norm, out_channels: int) -> nn.Module | None:
+    """Make the norm called ``norm`` for ``out_channels``; None and "" make none, a function is called.
+
+    Raises InputError for a name that is not known.
+    """
+    if not isinstance(norm, str):
+        return None if norm is None else norm(out_channels)
+    if not norm:
+        return None
+    if norm in _NORMS:
+        return _NORMS[norm](out_channels)
+    if norm.startswith("naiveSyncBN"):
+        raise InputError(needs_detectron2(f"norm {norm}"))
+    raise InputError(
+        f"unknown norm {norm!r}{nearest(norm, _NORMS)}; known: {listing(_NORMS)}, or empty for none"
+    )
+
+
+class CNNBlockBase(nn.Module):
+    """Base of blocks that map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def freeze(self) -> "CNNBlockBase":
+        """Stop training this block: no gradients, batch norms frozen. Returns the block."""
+        self.requires_grad_(False)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        return self
+
+
+class DepthwiseSeparableConv2d(nn.Module):
+    """A convolution per channel, then one over channels, each with its norm and activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        padding: int = 1,
+        dilation: int = 1,
+        *,
+        norm1: Norm = None,
+        activation1: Activation | None = None,
+        norm2: Norm = None,
+        activation2: Activation | None = None,
+    ) -> None:
+        super().__init__()
+        first: dict[str, Any] = {"padding": padding, "dilation": dilation, "groups": in_channels}
+        first |= {"norm": get_norm(norm1, in_channels), "activation": activation1, "bias": not norm1}
+        second = {"norm": get_norm(norm2, out_channels), "activation": activation2, "bias": not norm2}
+        self.depthwise = Conv2d(in_channels, in_channels, kernel_size, **first)
+        self.pointwise = Conv2d(in_channels, out_channels, 1, **second)  # type: ignore[arg-type]
+        weight_init.c2_msra_fill(self.depthwise)
+        weight_init.c2_msra_fill(self.pointwise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, out_channels, H', W')."""
+        return self.pointwise(self.depthwise(x))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling (DeepLabV3): five branches, joined by a 1x1 convolution.
+
+    A 1x1 convolution, three dilated 3x3 and image pooling. With ``pool_kernel_size`` (height, width) the
+    pooling averages over windows of that size (the training crop's), else over the whole map; it has no norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dilations: Sequence[int],
+        *,
+        norm: Norm,
+        activation: Activation,
+        pool_kernel_size: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        use_depthwise_separable_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        assert len(dilations) == 3, f"ASPP expects 3 dilations, not {list(dilations)}"
+        self.pool_kernel_size = pool_kernel_size
+        self.dropout = dropout
+
+        def convolution(channels: int, size: int = 1, dilation: int = 1) -> nn.Module:
+            if size > 1 and use_depthwise_separable_conv:
+                both: dict[str, Any] = {f"norm{n}": norm for n in (1, 2)}
+                both |= {f"activation{n}": deepcopy(activation) for n in (1, 2)}
+                return DepthwiseSeparableConv2d(channels, out_channels, size, dilation, dilation, **both)
+            extra: dict[str, Any] = {"padding": dilation * (size // 2), "dilation": dilation}
+            extra |= {"norm": get_norm(norm, out_channels), "activation": deepcopy(activation)}
+            made = Conv2d(channels, out_channels, size, bias=norm == "", **extra)
+            weight_init.c2_xavier_fill(made)
+            return made
+
+        self.convs = nn.ModuleList([convolution(in_channels)])
+        self.convs.extend(convolution(in_channels, 3, dilation) for dilation in dilations)
+        pool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        if pool_kernel_size is not None:
+            pool = nn.AvgPool2d((pool_kernel_size[0], pool_kernel_size[1]), stride=1)
+        pooled = Conv2d(in_channels, out_channels, 1, bias=True, activation=deepcopy(activation))
+        weight_init.c2_xavier_fill(pooled)
+        self.convs.append(nn.Sequential(pool, pooled))
+        self.project = convolution(5 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W); raises ValueError if the pooling window does not divide (H, W)."""
+        size = x.shape[-2:]
+        window = self.pool_kernel_size
+        if window is not None and (size[0] % window[0] or size[1] % window[1]):
+            raise ValueError(f"the pooling window {tuple(window)} must divide the feature map {tuple(size)}")
+        branches = [branch(x) for branch in self.convs]
+        branches[-1] = F.interpolate(branches[-1], size=size, mode="bilinear", align_corners=False)
+        joined = self.project(torch.cat(branches, dim=1))
+        return F.dropout(joined, self.dropout, training=self.training) if self.dropout > 0 else joined

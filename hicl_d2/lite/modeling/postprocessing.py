@@ -1,0 +1,21 @@
+"""From a model's grid back to the image's."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hicl_d2.lite import beyond_lite
+
+__all__ = ["sem_seg_postprocess"]
+
+__getattr__ = beyond_lite(__name__, "detector_postprocess")
+
+
+def sem_seg_postprocess(
+    result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
+) -> Tensor:
+    """Cut the padding off logits (K, H, W) of an image of ``img_size`` and resize them to the output."""
+    logits = result[None, :, : img_size[0], : img_size[1]]
+    size = (output_height, output_width)
+    if logits.shape[-2:] == size:  # resizing to the same size changes nothing
+        return logits[0].contiguous()
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,1 @@
+"""Utilities: communication, event storage, logging, files, random state."""

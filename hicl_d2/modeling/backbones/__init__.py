@@ -1,0 +1,1 @@
+"""Backbones that the project adds to Detectron2's."""

@@ -1,0 +1,215 @@
+"""Whether a config names a model that can be built: names first, then what must fit together.
+
+Called before anything is built, so that a slip is one line and not a failure inside a constructor.
+"""
+
+from collections.abc import Iterable, Mapping
+from math import log2
+
+import torch
+
+from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
+from hicl_d2.d2 import transforms as T
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from hicl_d2.d2.utils import Registry
+from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.modeling.backbones.dilated_resnet import (
+    check_depth_of_deeplab,
+    check_dilated_resnet,
+    dilated_resnet_strides,
+)
+from hicl_d2.modeling.losses import LOSS_TYPES
+
+NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
+NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
+DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
+DECODER_HEADS = ("DeepLabV3PlusHead", "PanopticDeepLabSemSegHead")
+DEEPLAB_HEADS = (*DECODER_HEADS, "DeepLabV3Head")
+
+
+def check_model_config(cfg: CfgNode) -> None:
+    """Raise InputError if the model of ``cfg`` cannot be built.
+
+    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the device, the
+    settings of dilated ResNets, and for ResNet and FPN backbones that the head's features exist and suit it.
+    Other backbones say what they give out once they are built: the project's heads check it then.
+    """
+    model = cfg.MODEL
+    _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
+    if model.META_ARCHITECTURE == "HiCL":
+        _check_name(META_ARCH_REGISTRY, "MODEL.HICL.BASE", model.HICL.BASE)
+    _check_name(BACKBONE_REGISTRY, "MODEL.BACKBONE.NAME", model.BACKBONE.NAME)
+    _check_name(SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME)
+    for section in ("RESNETS", "FPN", "SEM_SEG_HEAD"):
+        _check_norm(f"MODEL.{section}.NORM", model[section].NORM)
+    if model.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"MODEL.DEVICE is {model.DEVICE}, but torch sees no GPU here; set MODEL.DEVICE cpu")
+    if model.BACKBONE.NAME in DILATED_RESNETS:
+        check_dilated_resnet(model.RESNETS)
+        if model.BACKBONE.NAME == "build_resnet_deeplab_backbone":
+            check_depth_of_deeplab(model.RESNETS)
+    strides = backbone_strides(cfg)
+    if strides is None:
+        return
+    if model.SEM_SEG_HEAD.NAME in DEEPLAB_HEADS:
+        check_deeplab_head(cfg, strides)
+    elif model.SEM_SEG_HEAD.NAME == "SemSegFPNHead" and _reads_features(cfg):
+        _check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", model.SEM_SEG_HEAD.IN_FEATURES, strides)
+
+
+def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
+    """Return the stride of each feature that the backbone gives out, or None if only building it would tell.
+
+    Raises InputError if it is asked for features that it does not have.
+    """
+    name, settings = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    if name in DILATED_RESNETS:
+        strides = dilated_resnet_strides(settings)
+    elif name in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
+        coarsest = 16 if settings.RES5_DILATION > 1 else 32
+        strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": coarsest}
+    else:
+        return None
+    _check_features("MODEL.RESNETS.OUT_FEATURES", settings.OUT_FEATURES, strides)
+    strides = {feature: strides[feature] for feature in settings.OUT_FEATURES}
+    if name != "build_resnet_fpn_backbone":
+        return strides
+    _check_features("MODEL.FPN.IN_FEATURES", cfg.MODEL.FPN.IN_FEATURES, strides)
+    levels = [int(log2(strides[feature])) for feature in cfg.MODEL.FPN.IN_FEATURES]
+    return {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
+
+
+def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
+    """Raise InputError if the DeepLab head of MODEL.SEM_SEG_HEAD does not suit features of ``strides``."""
+    settings, section = cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD"
+    _check_features(f"{section}.IN_FEATURES", settings.IN_FEATURES, strides)
+    read = sorted(strides[name] for name in settings.IN_FEATURES)
+    if settings.LOSS_TYPE not in LOSS_TYPES:
+        raise InputError(
+            f"{section}.LOSS_TYPE is {settings.LOSS_TYPE!r}; it must be {' or '.join(LOSS_TYPES)}"
+        )
+    if len(settings.ASPP_DILATIONS) != 3:
+        raise InputError(
+            f"{section}.ASPP_DILATIONS is {list(settings.ASPP_DILATIONS)}; it must hold 3 numbers"
+        )
+    if settings.NAME == "DeepLabV3Head":
+        _check_single_feature(settings, section)
+    elif len(settings.PROJECT_CHANNELS) != len(read) - 1:
+        raise InputError(
+            f"{section}.PROJECT_CHANNELS is {list(settings.PROJECT_CHANNELS)}; it must hold one number for each "
+            f"of IN_FEATURES {list(settings.IN_FEATURES)} but the coarsest"
+        )
+    if read[0] != settings.COMMON_STRIDE:
+        raise InputError(
+            f"{section}.COMMON_STRIDE is {settings.COMMON_STRIDE}, but the finest of IN_FEATURES "
+            f"{list(settings.IN_FEATURES)} has the stride {read[0]}; they must be equal"
+        )
+    crop = training_crop(cfg)
+    if crop is not None and any(side % read[-1] for side in crop):
+        near = " x ".join(str(max(round(side / read[-1]), 1) * read[-1]) for side in crop)
+        raise InputError(
+            f"INPUT.CROP.SIZE is {crop[0]} x {crop[1]}; {settings.NAME} pools over it, so both must be divisible by "
+            f"the stride {read[-1]} of the coarsest feature ({near} is near)"
+        )
+
+
+def check_test_sizes(cfg: CfgNode, sizes: Iterable[tuple[int, int]]) -> None:
+    """Raise InputError if DeepLab's image pooling does not fit test images of these (height, width), resized.
+
+    Found here it costs nothing; found by the model, it ends a training at its first evaluation.
+    """
+    settings, strides, crop = cfg.MODEL.SEM_SEG_HEAD, backbone_strides(cfg), None
+    if settings.NAME in DEEPLAB_HEADS and strides is not None:
+        crop = training_crop(cfg)
+    if crop is None or strides is None:
+        return
+    stride = max(strides[name] for name in settings.IN_FEATURES)
+    window = (crop[0] // stride, crop[1] // stride)
+    for size in sorted(set(sizes)):
+        resized, grid = _test_grid(cfg, size, cfg.INPUT.MIN_SIZE_TEST, stride)
+        if _divides(window, grid):
+            continue
+        near = [cfg.INPUT.MIN_SIZE_TEST + sign * step for step in range(1, 257) for sign in (-1, 1)]
+        fits = (
+            side for side in near if side > 0 and _divides(window, _test_grid(cfg, size, side, stride)[1])
+        )
+        hint = next((f" (INPUT.MIN_SIZE_TEST {side} would fit)" for side in fits), "")
+        raise InputError(
+            f"test images of {size[0]} x {size[1]} are resized to {resized[0]} x {resized[1]}, {grid[0]} x {grid[1]} at "
+            f"the stride {stride}, where {settings.NAME} pools over {window[0]} x {window[1]} (INPUT.CROP.SIZE), which "
+            f"must divide it{hint}"
+        )
+
+
+def _test_grid(
+    cfg: CfgNode, size: tuple[int, int], short_side: int, stride: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what a test image of ``size`` is resized to, and its feature map at ``stride``."""
+    if short_side > 0:
+        size = T.ResizeShortestEdge.get_output_shape(*size, short_side, cfg.INPUT.MAX_SIZE_TEST)
+    return size, (-(-size[0] // stride), -(-size[1] // stride))
+
+
+def _divides(window: tuple[int, int], grid: tuple[int, int]) -> bool:
+    return grid[0] % window[0] == 0 and grid[1] % window[1] == 0
+
+
+def training_crop(cfg: CfgNode) -> tuple[int, int] | None:
+    """Return height and width of the crops that DeepLab's image pooling is made for, or None without crops.
+
+    Raises InputError if crops have no fixed size.
+    """
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
+        return None
+    if crop.TYPE != "absolute":
+        raise InputError(
+            f"INPUT.CROP.TYPE is {crop.TYPE!r}; {cfg.MODEL.SEM_SEG_HEAD.NAME} needs crops of one size: set it to "
+            "absolute, or INPUT.CROP.ENABLED to False"
+        )
+    if len(crop.SIZE) != 2 or not all(isinstance(side, int) and side > 0 for side in crop.SIZE):
+        raise InputError(f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; it must be height and width in pixels")
+    return crop.SIZE[0], crop.SIZE[1]
+
+
+def _check_name(registry: Registry, key: str, name: str) -> None:
+    if name in registry:
+        return
+    known = [known for known, _ in registry]
+    elsewhere = "" if USES_DETECTRON2 else f"; Detectron2 has others ({INSTALL_GUIDE})"
+    raise InputError(
+        f"{key} {name!r} is not registered{nearest(name, known)}; known: {listing(known)}{elsewhere}"
+    )
+
+
+def _check_norm(key: str, norm: str) -> None:
+    known = (*NORMS, *NORMS_OF_DETECTRON2) if USES_DETECTRON2 else NORMS
+    if norm not in known:
+        names = listing(filter(None, known))
+        raise InputError(f"{key} is {norm!r}{nearest(norm, known)}; known: {names}, or empty for none")
+
+
+def _check_features(key: str, wanted: list[str], strides: Mapping[str, int]) -> None:
+    missing = [name for name in wanted if name not in strides]
+    if missing or not wanted:
+        asked = f"names {listing(missing)}" if missing else "is empty"
+        raise InputError(f"{key} {asked}; what it can name here: {', '.join(strides)}")
+
+
+def _check_single_feature(settings: CfgNode, section: str) -> None:
+    if len(settings.IN_FEATURES) != 1:
+        raise InputError(
+            f"{section}.IN_FEATURES is {list(settings.IN_FEATURES)}; DeepLabV3Head reads one feature"
+        )
+    if settings.CONVS_DIM != settings.ASPP_CHANNELS:
+        raise InputError(
+            f"{section}.CONVS_DIM is {settings.CONVS_DIM} and ASPP_CHANNELS {settings.ASPP_CHANNELS}; DeepLabV3Head "
+            "has no layer between them: they must be equal"
+        )
+
+
+def _reads_features(cfg: CfgNode) -> bool:
+    """Return whether the model has a semantic head: detection models leave its default settings unread."""
+    base = cfg.MODEL.HICL.BASE if cfg.MODEL.META_ARCHITECTURE == "HiCL" else cfg.MODEL.META_ARCHITECTURE
+    return base in ("SemanticSegmentor", "PanopticFPN")

@@ -1,0 +1,1 @@
+"""Semantic heads: DeepLab and the semantic half of Panoptic-DeepLab."""

@@ -1,0 +1,92 @@
+"""Pictures of what a model predicts on a data set."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from hicl_d2.visualization.colours import palette
+from hicl_d2.visualization.sheet import side_by_side
+
+
+def draw_pictures(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
+) -> list[Path]:
+    """Run ``model`` on ``count`` evenly spaced images of ``dataset_name`` and draw image, truth and
+    prediction.
+
+    Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
+    are all drawn. The model is in eval mode meanwhile. One process alone calls this.
+    """
+    records = [record for record in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" in record]
+    chosen = evenly_spaced(records, count)
+    if not chosen:
+        return []
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # the other processes take no part
+    metadata = MetadataCatalog.get(dataset_name)
+    classes = metadata.stuff_classes
+    colours = [tuple(colour) for colour in metadata.get("stuff_colors") or palette(len(classes))]
+    ignore_value = metadata.get("ignore_label", 255)
+    mapper = DatasetMapper(cfg, is_train=False)
+
+    folder = Path(output_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    was_training = model.training
+    model.eval()
+    try:
+        for record, name in zip(chosen, _names(chosen), strict=True):
+            prediction = _predict(model, mapper, record)
+            with Image.open(record["file_name"]) as image, Image.open(record["sem_seg_file_name"]) as truth:
+                sheet = side_by_side(
+                    image,
+                    np.array(truth),
+                    prediction,
+                    classes,
+                    colours,
+                    ignore_value=ignore_value,
+                    title=name,
+                )
+            paths.append(_save(sheet, folder / f"{name}.png"))
+    finally:
+        model.train(was_training)
+    return paths
+
+
+def evenly_spaced(records: Sequence[Any], count: int) -> list[Any]:
+    """Return ``count`` of ``records`` (or all, if they are fewer), the middles of as many equal parts."""
+    count = min(count, len(records))
+    return [records[int((index + 0.5) * len(records) / count)] for index in range(count)]
+
+
+def _names(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a name for each picture: the image's own, or with a number in front where two have the same."""
+    stems = [Path(record["file_name"]).stem for record in records]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{index:03}_{stem}" for index, stem in enumerate(stems)]
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, mapper: DatasetMapper, record: dict[str, Any]) -> np.ndarray:
+    """Return the predicted label map (H, W) at the image's own size."""
+    plain = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
+    output = model([mapper(plain)])[0]["sem_seg"]
+    return output.argmax(dim=0).cpu().numpy()
+
+
+def _save(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,23 @@
+#!/usr/bin/env python3
+"""Train and evaluate the model of a config file; see ``--help``."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from hicl_d2.engine.cli import run, train_arguments
+
+
+def main() -> None:
+    """Read the command line, then load what is heavy and do the work."""
+    args = train_arguments()
+    from hicl_d2.engine import train
+
+    train.main(args)
+
+
+if __name__ == "__main__":
+    run("train_net", main)

@@ -1,0 +1,111 @@
+"""A matrix on disk, and a stand-in for the training that does what its overrides ask."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmark"
+sys.path.insert(0, str(BENCHMARK))
+
+STUB = """
+import json, os, pathlib, signal, subprocess, sys, time
+words = sys.argv[1:]
+assert words[0] == "--config-file" and words[2] == "--resume", words
+keys = dict(zip(words[3::2], words[4::2]))
+output = pathlib.Path(keys["OUTPUT_DIR"])
+fixed = (output / "fixed").exists()
+seed, steps = int(keys["SEED"]), int(keys.get("SOLVER.MAX_ITER", 3))
+with open(output / "starts.txt", "a") as file:
+    file.write(f"{words}\\n")
+print("training starts")
+if keys.get("STUB.STUBBORN"):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+with open(output / "metrics.json", "a") as file:
+    for step in range(steps):
+        line = {"iteration": step, "total_loss": 1.5 / (step + 1), "eta_seconds": 60.0 * (steps - step - 1)}
+        file.write(json.dumps(line) + "\\n")
+        file.flush()
+        if keys.pop("STUB.CHILD", None):
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+            (output / "child.txt").write_text(str(child.pid))
+        if not fixed:
+            time.sleep(float(keys.get("STUB.STEP_SECONDS", 0)))
+failure = keys.get("STUB.FAIL")
+if failure and not fixed:
+    sys.stderr.write(f"Traceback (most recent call last):\\n  a line\\nRuntimeError: {failure}\\n\\n")
+    sys.exit(3)
+if keys.get("STUB.NO_RESULT"):
+    sys.exit(0)
+gain = float(keys.get("STUB.GAIN", 0))
+miou = 40.0 + seed + gain
+scores = {"iteration": steps, "sem_seg/mIoU": miou, "sem_seg/mAcc": 50.0, "sem_seg/IoU-sky": 60.0}
+best = {"iteration": 2, "sem_seg/mIoU": 44.0 + seed, "sem_seg/mAcc": None}
+(output / "pictures").mkdir(exist_ok=True)
+result = {
+    "schema": int(keys.get("STUB.SCHEMA", 1)), "status": "finished", "dataset": "d", "iterations": steps,
+    "metrics": {"last": scores, "best": best}, "class_iou": {"sky": 60.0, "road": None},
+    "seconds": {"total": 9.0, "per_iteration": 0.25 + seed / 100, "evaluation": 1.0}, "peak_memory_mb": 123.0,
+    "parameters": {"model": 10, "branch": 2}, "seed": seed, "config_hash": "x", "versions": {}, "git": {},
+    "device": "cpu",
+}
+(output / "result.json").write_text(json.dumps(result))
+"""
+
+
+class Bench:
+    """A folder with configs, a matrix file and a stand-in training script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self.script = folder / "stub.py"
+        self.script.write_text(STUB)
+        self.write("base.yaml", "SOLVER: {MAX_ITER: 3, BASE_LR: 0.01}\n")
+        self.write("plain.yaml", "_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: A}\n")
+        self.write("other.yaml", "_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: B}\n")
+        self.matrix()
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def matrix(self, **changes) -> Path:
+        """Write the matrix file: two methods and two seeds unless told otherwise; None removes a key."""
+        content = {
+            "name": "test",
+            "datasets": ["parts"],
+            "models": ["small"],
+            "methods": {
+                "baseline": {"config": str(self.folder / "plain.yaml")},
+                "ours": {"config": str(self.folder / "other.yaml"), "overrides": {"STUB.GAIN": 1.5}},
+            },
+            "seeds": [1, 2],
+            "shorten": {"SOLVER.MAX_ITER": 1},
+        }
+        content.update(changes)
+        content = {key: value for key, value in content.items() if value is not None}
+        return self.write("matrix.yaml", json.dumps(content))  # JSON is YAML
+
+    def command(self, *options: str) -> list[str]:
+        fixed = ["--matrix", str(self.folder / "matrix.yaml"), "--output", str(self.output)]
+        script = ["--train-script", str(self.script)]
+        return [sys.executable, str(BENCHMARK / "run_matrix.py"), "run", *fixed, *script, *options]
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*options), capture_output=True, text=True, check=False)
+
+    def folders(self) -> list[Path]:
+        return sorted((self.output / "cells").iterdir())
+
+    def starts(self) -> list[int]:
+        """Return how often each cell was started."""
+        return [len((folder / "starts.txt").read_text().splitlines()) for folder in self.folders()]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)

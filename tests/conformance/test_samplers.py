@@ -1,0 +1,78 @@
+"""The order of training and test records is Detectron2's."""
+
+import itertools
+from typing import Any
+
+import pytest
+from torch.utils.data import get_worker_info
+
+from tests.conformance.runtimes import golden, load, needs_detectron2, plain
+
+
+def _first(sampler: Any, count: int) -> list[int]:
+    return [int(index) for index in itertools.islice(iter(sampler), count)]
+
+
+def figures(runtime: str) -> dict[str, Any]:
+    samplers = load(runtime, "data.samplers")
+    split = samplers.InferenceSampler._get_local_indices
+    return {
+        "seed 42": _first(samplers.TrainingSampler(7, seed=42), 14),
+        "seed -1": _first(samplers.TrainingSampler(7, seed=-1), 14),
+        "seed 0, larger": _first(samplers.TrainingSampler(367, seed=0), 400),
+        "no shuffle": _first(samplers.TrainingSampler(3, shuffle=False, seed=1), 7),
+        "inference": list(samplers.InferenceSampler(5)),
+        "inference length": len(samplers.InferenceSampler(5)),
+        "inference over processes": {
+            f"{total} over {world}": [list(split(total, world, rank)) for rank in range(world)]
+            for total, world in [(10, 3), (3, 4), (8, 2)]
+        },
+        "refused": [_refusal(samplers, size) for size in (0, -1, 2.0)],
+    }
+
+
+def _refusal(samplers: Any, size: Any) -> str:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        samplers.TrainingSampler(size, seed=0)
+    return caught.type.__name__
+
+
+def test_lite_equals_the_recorded_figures() -> None:
+    assert plain(figures("lite")) == golden("samplers")
+
+
+@needs_detectron2
+def test_detectron2_still_gives_the_recorded_figures() -> None:
+    assert plain(figures("detectron2")) == golden("samplers")
+
+
+class _Numbers:
+    """A data set whose elements are their own index, and the worker that read it."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        worker = get_worker_info()
+        return index, -1 if worker is None else worker.id
+
+
+def batches(runtime: str, num_workers: int) -> list[list[int]]:
+    """Return the first batches that a loader over 11 numbers gives."""
+    data = load(runtime, "data")
+    sampler = load(runtime, "data.samplers").TrainingSampler(11, seed=3)
+    loader = data.build_batch_data_loader(_Numbers(), sampler, 4, num_workers=num_workers)
+    return [[index for index, _ in batch] for batch in itertools.islice(iter(loader), 6)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 2, 3])
+def test_workers_do_not_change_the_order(num_workers: int) -> None:
+    order = _first(load("lite", "data.samplers").TrainingSampler(11, seed=3), 24)
+    assert batches("lite", num_workers) == [order[i : i + 4] for i in range(0, 24, 4)]
+
+
+@needs_detectron2
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_both_give_the_same_batches(num_workers: int) -> None:
+    assert batches("lite", num_workers) == batches("detectron2", num_workers)

@@ -1,0 +1,89 @@
+"""The bank: rings per class and level that forget the oldest."""
+
+from collections import deque
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hicl_d2.contrast.bank import ComponentBank
+from hicl_d2.contrast.pairing import Columns
+from tests.contrast.batches import make_batch, make_branch
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), max_size=14), min_size=1, max_size=6),
+)
+def test_equals_a_queue_per_ring(K: int, L: int, size: int, steps: list[list[tuple[int, int]]]) -> None:
+    bank = ComponentBank(K, L, size, dim=1)
+    queues: dict[tuple[int, int], deque[float]] = {
+        (k, level): deque(maxlen=size) for k in range(K) for level in range(L)
+    }
+    value = 0.0
+    for step in steps:
+        rows, classes, levels, fresh = [], [], [], dict.fromkeys(queues, 0)
+        for k, level in step:
+            value += 1
+            present = k < K and level < L
+            rows.append([value])
+            classes.append(k if present else K)
+            levels.append(level if present else 0)
+            if present and fresh[(k, level)] < size:  # of more than a ring holds, the first fill it
+                queues[(k, level)].append(value)
+                fresh[(k, level)] += 1
+        columns = Columns(torch.tensor(classes, dtype=torch.long), torch.tensor(levels, dtype=torch.long))
+        bank.remember(torch.tensor(rows).view(-1, 1), columns)
+        remembered, known = bank.recall()
+        for (k, level), queue in queues.items():
+            there = (known.classes == k) & (known.levels == level)
+            assert sorted(remembered[there, 0].tolist()) == sorted(queue)
+        assert int((known.classes < K).sum()) == sum(len(queue) for queue in queues.values())
+    assert int(bank.updates) == len(steps)
+
+
+def test_waits_for_its_start() -> None:
+    bank = ComponentBank(2, 1, 4, dim=1, start=2)
+    for number in range(3):
+        assert bool((bank.recall()[1].classes < 2).any()) == (number >= 2)
+        bank.remember(torch.ones(1, 1), Columns(torch.tensor([1]), torch.tensor([0])))
+
+
+def test_training_fills_it_and_evaluation_does_not() -> None:
+    branch = make_branch(bank_size=3)
+    assert branch.bank is not None
+    branch.eval()(*make_batch())
+    assert int(branch.bank.written.sum()) == 0
+    branch.train()(*make_batch())
+    assert int(branch.bank.written.sum()) > 0
+    norms = branch.bank.recall()[0].norm(dim=1)
+    assert ((norms - 1).abs().lt(1e-6) | norms.eq(0)).all()
+
+
+def test_goes_through_a_checkpoint() -> None:
+    first, second = make_branch(bank_size=3), make_branch(bank_size=3)
+    first(*make_batch(seed=1))
+    state = first.state_dict()
+    assert {"bank.rows", "bank.written", "bank.pointer", "bank.updates"} <= state.keys()
+    second.load_state_dict(state)
+    for seed in (2, 3):
+        assert first(*make_batch(seed=seed)).loss == second(*make_batch(seed=seed)).loss
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+
+
+def test_without_a_bank_nothing_is_saved_of_it() -> None:
+    assert not any("bank" in name or "level" in name for name in make_branch().state_dict())
+
+
+def test_a_step_can_be_differentiated_after_the_bank_was_written() -> None:
+    for implementation in ("fused", "textbook"):
+        branch = make_branch(bank_size=2, implementation=implementation)
+        branch(*make_batch(seed=1))
+        features, labels, logits = make_batch(seed=2)
+        branch(features, labels, logits).loss.backward()
+        assert features.grad is not None
+        assert features.grad.any()

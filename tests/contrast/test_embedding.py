@@ -1,0 +1,67 @@
+"""The embedding head against its layers."""
+
+import pytest
+import torch
+
+from hicl_d2.contrast import embedding
+from hicl_d2.contrast.embedding import EmbeddingHead
+from tests.contrast.reference import embed
+
+
+def make_head() -> EmbeddingHead:
+    torch.manual_seed(0)
+    head = EmbeddingHead(5, hidden_dim=7, dim=4).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head
+
+
+def test_equals_its_layers_one_row_at_a_time() -> None:
+    head, rows = make_head(), torch.randn(9, 5, dtype=torch.float64)
+    expected = torch.stack([embed(head, row) for row in rows])
+    torch.testing.assert_close(head(rows), expected)
+    torch.testing.assert_close(head.embed_plainly(rows), expected)
+    torch.testing.assert_close(head(rows).norm(dim=1), torch.ones(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("block", [2, 100])
+def test_gradcheck(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "_ROWS", block)
+    head, rows = make_head(), torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in head.named_parameters()]
+
+    def run(rows: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.func.functional_call(
+            head, dict(zip(names, parameters, strict=True)), rows
+        )
+        return found
+
+    assert torch.autograd.gradcheck(run, (rows, *head.parameters()), fast_mode=True)
+
+
+def test_no_rows_give_zero_gradients() -> None:
+    head = make_head()
+    head(torch.zeros(0, 5, dtype=torch.float64)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+def test_a_row_embedded_to_zero_stays_finite() -> None:
+    head = make_head()
+    with torch.no_grad():
+        head.output.weight.zero_()
+        head.output.bias.zero_()
+    rows = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    out = head(rows)
+    assert not out.any()
+    out.sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()
+
+
+def test_rows_without_gradient_leave_the_parameters_theirs() -> None:
+    head, rows = make_head(), torch.randn(4, 5, dtype=torch.float64)
+    weight = torch.randn(4, 4, dtype=torch.float64)
+    got = torch.autograd.grad((head(rows) * weight).sum(), list(head.parameters()))
+    wanted = torch.autograd.grad((head.embed_plainly(rows) * weight).sum(), list(head.parameters()))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)

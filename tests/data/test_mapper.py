@@ -1,0 +1,126 @@
+"""The semantic mapper gives what Detectron2's mapper gives, and batches of one size."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.data import DatasetMapper, detection_utils
+from hicl_d2.data.datasets.registry import load_records
+from hicl_d2.data.mapper import SemanticMapper, build_augmentations
+
+
+def _seed(seed: int) -> None:
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _assert_equal(mapped: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert mapped.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert mapped[key].dtype == value.dtype
+            assert torch.equal(mapped[key], value)
+        else:
+            assert mapped[key] == value
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.usefixtures("small_root")
+def test_result_is_that_of_the_runtimes_mapper(cfg: CfgNode, is_train: bool) -> None:
+    cfg.INPUT.CROP.SIZE = (20, 24)
+    augmentations = build_augmentations(cfg, is_train)
+    theirs = DatasetMapper(is_train, augmentations=augmentations, image_format="BGR")
+    ours = SemanticMapper(cfg, is_train)
+    for seed, record in enumerate(load_records("camvid_train")):
+        _seed(seed)
+        expected = theirs(record)
+        _seed(seed)
+        _assert_equal(ours(record), expected)
+
+
+def test_augmentations_of_training_follow_the_config(cfg: CfgNode) -> None:
+    def names() -> list[str]:
+        return [type(item).__name__ for item in build_augmentations(cfg, True)]
+
+    crop = "RandomCrop_CategoryAreaConstraint"
+    assert names() == ["ResizeShortestEdge", crop, "ColorAugSSDTransform", "RandomFlip"]
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.COLOR_AUG_SSD = False
+    assert names() == ["ResizeShortestEdge", crop]
+    cfg.INPUT.CROP.ENABLED = False
+    assert names() == ["ResizeShortestEdge"]
+
+
+def test_augmentations_of_the_test_are_the_resize_alone(cfg: CfgNode) -> None:
+    assert [type(item).__name__ for item in build_augmentations(cfg, False)] == ["ResizeShortestEdge"]
+
+
+@pytest.mark.usefixtures("small_root")
+def test_what_is_smaller_than_the_crop_is_padded(cfg: CfgNode) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN = (36,)
+    cfg.INPUT.CROP.SIZE = (40, 30)
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    for record in load_records("camvid_train"):
+        mapped = SemanticMapper(cfg, True)(record)
+        assert mapped["image"].shape == (3, 40, 30)
+        assert mapped["sem_seg"].shape == (40, 30)
+        assert (mapped["image"][:, 36:] == 128).all()
+        assert (mapped["sem_seg"][36:] == 255).all()
+        assert (mapped["sem_seg"][:36] != 255).any()
+
+
+@pytest.mark.usefixtures("small_root")
+def test_relative_crops_and_test_images_are_not_padded(cfg: CfgNode) -> None:
+    record = load_records("camvid_train")[0]
+    cfg.INPUT.CROP.SIZE = (100, 100)
+    assert SemanticMapper(cfg, False)(record)["image"].shape == (3, 36, 48)
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "relative", (0.5, 0.5)
+    cfg.INPUT.MIN_SIZE_TRAIN = (36,)
+    assert SemanticMapper(cfg, True)(record)["image"].shape == (3, 18, 24)
+
+
+@pytest.mark.usefixtures("small_root")
+def test_record_is_left_as_it_is(cfg: CfgNode) -> None:
+    record = {
+        key: value for key, value in load_records("camvid_train")[0].items() if key.endswith("file_name")
+    }
+    before = dict(record)
+    mapped = SemanticMapper(cfg, True)(record)
+    assert record == before
+    assert (mapped["height"], mapped["width"]) == (36, 48)
+
+
+@pytest.mark.usefixtures("small_root")
+def test_image_without_labels_is_mapped(cfg: CfgNode) -> None:
+    record = load_records("camvid_test")[0]
+    del record["sem_seg_file_name"]
+    mapped = SemanticMapper(cfg, False)(record)
+    assert "sem_seg" not in mapped
+    assert mapped["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+@pytest.mark.usefixtures("small_root")
+def test_channels_follow_the_config(cfg: CfgNode, image_format: str) -> None:
+    cfg.INPUT.FORMAT = image_format
+    record = load_records("camvid_test")[0]
+    expected = detection_utils.read_image(record["file_name"], image_format).transpose(2, 0, 1)
+    np.testing.assert_array_equal(SemanticMapper(cfg, False)(record)["image"].numpy(), expected)
+
+
+def test_labels_of_more_than_8_bits_keep_their_values(tmp_path: Path, cfg: CfgNode) -> None:
+    labels = (np.arange(36 * 48).reshape(36, 48) % 600).astype(np.uint16)
+    labels[0] = 1000
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    Image.fromarray(np.zeros((36, 48, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    record = {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 600
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 1000
+    mapped = SemanticMapper(cfg, False)(record)["sem_seg"]
+    np.testing.assert_array_equal(mapped.numpy(), labels.astype(np.int64))

@@ -1,0 +1,339 @@
+"""Every bad input is one line on standard error and exit status 2, and nothing is written for it."""
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.engine.conftest import Command
+
+
+@pytest.fixture
+def nothing_written(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not (tmp_path / "run").exists()
+
+
+CONFIGS = {
+    "not YAML": ("MODEL: [1", ["bad.yaml:1"]),
+    "not a mapping": ("- 1\n- 2\n", ["keys and values"]),
+    "unknown key": ("MODEL:\n  DEVISE: cpu\n", ["bad.yaml:2", "MODEL.DEVISE", "did you mean MODEL.DEVICE"]),
+    "wrong type": ("SOLVER:\n  MAX_ITER: many\n", ["bad.yaml:2", "SOLVER.MAX_ITER", "int"]),
+    "code in YAML": ("X: !!python/object/apply:os.system ['true']\n", ["bad.yaml:1", "python/object/apply"]),
+    "base in a circle": ("_BASE_: bad.yaml\n", ["bad.yaml", "circle"]),
+    "base that is missing": ("_BASE_: absent.yaml\n", ["absent.yaml", "does not exist"]),
+}
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_config_file(kind: str, command: Command, tmp_path: Path) -> None:
+    text, words = CONFIGS[kind]
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    line = command(config_file=file).line
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_config_file_that_is_missing(command: Command, tmp_path: Path) -> None:
+    assert "absent.yaml does not exist" in command(config_file=tmp_path / "absent.yaml").line
+
+
+OVERRIDES = {
+    "unknown key": (["SOLVER.MAXITER", "3"], ["SOLVER.MAXITER", "did you mean SOLVER.MAX_ITER"]),
+    "key without a value": (["SOLVER.MAX_ITER"], ["'SOLVER.MAX_ITER' has no partner"]),
+    "unknown option": (["--resum"], ["--resum", "did you mean --resume"]),
+    "model": (["MODEL.META_ARCHITECTURE", "TinySegmenter"], ["did you mean TinySegmentor", "known names: "]),
+    "base model": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.BASE", "Nothing"],
+        ["MODEL.HICL.BASE is 'Nothing'", "TinySegmentor"],
+    ),
+    "backbone": (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.BACKBONE.NAME", "build_resnet"],
+        ["MODEL.BACKBONE.NAME", "build_resnet_backbone"],
+    ),
+    "head": (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "DeepLabHead"],
+        ["MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3PlusHead"],
+    ),
+    "precision": (["SOLVER.AMP.DTYPE", "float15"], ["SOLVER.AMP.DTYPE", "bfloat16"]),
+    "optimiser": (["SOLVER.OPTIMIZER", "SDG"], ["SOLVER.OPTIMIZER", "SGD"]),
+    "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Warmup"], ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"]),
+    "device": (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu'", "cuda"]),
+    "data set": (["DATASETS.TRAIN", "('tiny_trian',)"], ["tiny_trian", "did you mean tiny_train"]),
+    "number of classes": (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"], ["3 classes", "NUM_CLASSES is 4"]),
+    "no iterations": (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER is 0"]),
+    "uneven batch": (["--num-gpus", "3"], ["SOLVER.IMS_PER_BATCH is 2", "3 processes"]),
+    "several machines": (["--num-machines", "2"], ["--dist-url auto"]),
+    "rank of the machine": (["--machine-rank", "1"], ["--machine-rank 1"]),
+    "number of processes": (["--num-gpus", "few"], ["--num-gpus", "whole number"]),
+    "nothing to evaluate": (["--eval-only"], ["MODEL.WEIGHTS FILE"]),
+    "weights that are missing": (["MODEL.WEIGHTS", "absent.pth"], ["absent.pth", "does not exist"]),
+    "feature module": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.FEATURE", "sem_seg_head.predictr"],
+        ["MODEL.HICL.FEATURE", "predictr", "sem_seg_head.predictor"],
+    ),
+    "contrast": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.CONTRAST", "hickle"],
+        ["hickle", "hicl"],
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("kind", OVERRIDES)
+def test_command_line(kind: str, command: Command) -> None:
+    arguments, words = OVERRIDES[kind]
+    line = command(*arguments).line
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_data_root_that_is_missing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+    line = command().line
+    assert "/nowhere/tiny/images/train" in line
+    assert "tiny/annotations" in line  # the expected tree
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_data_root_that_is_empty(own_data_root: Path, command: Command) -> None:
+    for file in (own_data_root / "tiny/images/train").iterdir():
+        file.unlink()
+    assert "tiny/images/train" in command().line
+
+
+def _spoil(root: Path, how: str) -> Path:
+    """Spoil the first training image or its label map; return the file that the message must name."""
+    image, label = root / "tiny/images/train/0.png", root / "tiny/annotations/train/0.png"
+    if how == "truncated image":
+        image.write_bytes(image.read_bytes()[:200])
+        return image
+    if how == "no image":
+        image.write_text("this is text")
+        return image
+    labels = np.array(Image.open(label))
+    if how == "label value":
+        labels[3, 4] = 17
+    else:
+        labels = labels[:-1]
+    Image.fromarray(labels).save(label)
+    return label
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("how", ["truncated image", "no image", "label value", "label size"])
+def test_files_that_the_check_before_the_start_reads(how: str, own_data_root: Path, command: Command) -> None:
+    file = _spoil(own_data_root, how)
+    line = command().line
+    assert str(file) in line
+    assert how != "label value" or "17" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_goes_bad_while_training_is_named(
+    workers: int, own_data_root: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in sorted((own_data_root / "tiny/images/train").iterdir()):
+        file.write_bytes(file.read_bytes()[:200])
+    monkeypatch.setattr("hicl_d2.engine.setup.check_datasets", lambda cfg, train: None)
+    outcome = command("DATALOADER.NUM_WORKERS", str(workers))
+    assert outcome.code == 2
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("train_net: ")
+    assert "tiny/images/train/" in line
+    assert "Traceback" not in outcome.err
+
+
+def test_a_file_that_goes_bad_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(
+    own_data_root: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = own_data_root / "tiny/images/val/1.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:200])
+    monkeypatch.setattr("hicl_d2.engine.setup.check_datasets", lambda cfg, train: None)
+    outcome = command()
+    assert outcome.code == 2
+    assert str(bad) in outcome.err.splitlines()[-1]
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000001.pth"  # the first evaluation's
+    bad.write_bytes(content)
+    assert command("--resume").code == 0
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Weights
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_weights_of_another_model(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "other.pth"
+    torch.save({"model": {f"layer{i}.weight": torch.zeros(3) for i in range(5)}}, file)
+    line = command("MODEL.WEIGHTS", str(file)).line
+    assert "0 of the model's 4 tensors fit" in line
+    assert "4 are missing" in line
+    assert "5 of the file are left over" in line
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_weights_of_another_shape(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "wide.pth"
+    shapes = {
+        "backbone.weight": (16, 3, 3, 3),
+        "backbone.bias": (16,),
+        "sem_seg_head.predictor.weight": (3, 16, 1, 1),
+    }
+    torch.save({"model": {name: torch.zeros(shape) for name, shape in shapes.items()}}, file)
+    line = command("MODEL.WEIGHTS", str(file)).line
+    assert "1 are missing" in line
+    assert "3 have another shape" in line
+
+
+def test_an_evaluation_needs_all_of_the_model(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "backbone.pth"
+    torch.save({"model": {"backbone.weight": torch.zeros(8, 3, 3, 3), "backbone.bias": torch.zeros(8)}}, file)
+    assert "2 of the model's 4 tensors fit" in command("--eval-only", "MODEL.WEIGHTS", str(file)).line
+    assert not (tmp_path / "run").exists()
+    assert (
+        command("MODEL.WEIGHTS", str(file), "SOLVER.MAX_ITER", "1").code == 0
+    )  # training may start from a part
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut off"])
+def test_weights_that_cannot_be_read(content: bytes, command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.pth"
+    file.write_bytes(content)
+    assert str(file) in command("MODEL.WEIGHTS", str(file)).line
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last_checkpoint").write_text("model_0000001.pth")
+    assert "model_0000001.pth, which is not there" in command("--resume").line
+    (run / "model_0000001.pth").write_bytes(b"damaged")
+    assert "model_0000001.pth" in command("--resume").line
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The output directory
+
+
+def test_output_that_is_a_file(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = command("OUTPUT_DIR", str(tmp_path / "file/below")).line
+    assert "is not a directory" in line
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here (this needs root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_output_without_write_permission(small_disk: Path, command: Command) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "no permission to write" in command("OUTPUT_DIR", str(small_disk / "run")).line
+
+
+def test_permission_that_is_refused_later(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert "no permission to use" in command().line
+
+
+def test_full_disk(small_disk: Path, command: Command) -> None:
+    (small_disk / "filler").write_bytes(b"x" * 30_000)
+    outcome = command("OUTPUT_DIR", str(small_disk / "run"), "DATASETS.TEST", "()")
+    assert outcome.code == 2
+    assert "no space left" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+    assert not list((small_disk / "run").glob(".*.tmp"))
+    for file in (small_disk / "run").glob("*.json"):
+        texts = file.read_text().splitlines() if file.name == "metrics.json" else [file.read_text()]
+        assert all(json.loads(text) for text in texts), file
+
+
+def test_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def until_full(content: dict, stream: object) -> None:
+        if content.get("iteration") != 5:
+            save(content, stream)
+            return
+        try:
+            stream.write(b"PK")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("PytorchStreamWriter failed writing file") from None  # as torch does
+
+    monkeypatch.setattr(torch, "save", until_full)
+    outcome = command()
+    assert outcome.code == 2
+    last = outcome.err.splitlines()[-1]
+    assert "no space left" in last
+    assert "model_0000005.pth" in last
+    assert "Traceback" not in outcome.err
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000002.pth"
+    left = sorted(path.name for path in (tmp_path / "run").glob("*.pth*"))
+    assert left == ["model_0000002.pth", "model_best.pth"]
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    monkeypatch.undo()
+
+
+def test_output_of_a_different_run(command: Command, tmp_path: Path) -> None:
+    assert command("SOLVER.MAX_ITER", "1").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    line = command("SOLVER.MAX_ITER", "2").line
+    assert "holds a different run" in line
+    assert "SOLVER.MAX_ITER is 1 there and 2 here" in line
+    assert "holds a different run" in command("SOLVER.MAX_ITER", "2", "--resume").line
+    assert "finished" in command("SOLVER.MAX_ITER", "1").line
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_output_of_another_tool(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")
+    assert "did not start" in command().line
+
+
+def test_damaged_manifest(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/manifest.json").write_text('{"config": ')
+    assert "manifest.json is damaged" in command().line
+
+
+def test_output_of_a_run_that_is_going_on(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run/.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    other.stdout.readline()
+    assert "another process is running in" in command().line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    other.communicate(b"\n")
+    assert command().code == 0

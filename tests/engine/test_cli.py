@@ -1,0 +1,182 @@
+"""The command line: its arguments, its exit status, and what it says."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from hicl_d2.engine import interrupt
+from hicl_d2.engine.cli import explain, run, train_arguments
+from hicl_d2.errors import InputError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "projects/HiCL/train_net.py"
+
+
+def _ended(main: Callable[[], None], capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as exit_:
+        run("tool", main)
+    return exit_.value.code, capsys.readouterr().err
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_flags_may_stand_before_and_after_the_overrides() -> None:
+    args = train_arguments(
+        ["--config-file", "f", "SOLVER.BASE_LR", "-1e-3", "--resume", "X", "-1", "--num-gpus", "0"]
+    )
+    assert args.opts == ["SOLVER.BASE_LR", "-1e-3", "X", "-1"]
+    assert (args.resume, args.num_gpus, args.eval_only, args.dist_url) == (True, 1, False, "auto")
+
+
+def test_help_is_shown_without_loading_torch() -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train_net.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert not {'torch', 'numpy', 'yaml'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--config-file" in done.stdout
+
+
+def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "train_net: the following arguments are required: --config-file; see --help\n"
+
+
+def test_success_is_zero(capsys: pytest.CaptureFixture) -> None:
+    assert _ended(lambda: None, capsys) == (0, "")
+
+
+ONE_LINE = {
+    "input": (InputError("wrong"), "tool: wrong\n"),
+    "full disk": (
+        OSError(errno.ENOSPC, "No space left on device", "/x/file"),
+        "tool: no space left on the disk of /x/file",
+    ),
+    "quota": (
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/x/file"),
+        "tool: no space left on the disk of /x/file",
+    ),
+    "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), "tool: no permission to use /x"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), "tool: no permission to use /x"),
+    "worker": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        "DATALOADER.NUM_WORKERS",
+    ),
+    "beyond lite": (
+        ImportError("engine.hooks.PreciseBN: this needs Detectron2, ..."),
+        "this needs Detectron2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_LINE)
+def test_what_the_user_can_put_right_is_one_line(kind: str, capsys: pytest.CaptureFixture) -> None:
+    error, text = ONE_LINE[kind]
+    code, said = _ended(_raising(error), capsys)
+    assert code == 2
+    assert text in said
+    assert said.count("\n") == 1
+
+
+def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """As torch's is called."""
+
+    code, said = _ended(_raising(OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB.")), capsys)
+    assert code == 2
+    assert said == "tool: CUDA out of memory; lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE\n"
+
+
+class _Broken(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise InputError("image 7.png is truncated")
+
+
+def test_an_error_in_a_loader_worker_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    code, said = _ended(lambda: list(DataLoader(_Broken(), num_workers=1)), capsys)
+    assert (code, said) == (2, "tool: image 7.png is truncated\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    assert explain(KeyError("x")) is None
+    assert explain(OSError(errno.ENOENT, "No such file or directory", "/x")) is None
+    with pytest.raises(KeyError):
+        run("tool", _raising(KeyError("x")))
+
+
+def test_the_traceback_of_an_input_error_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HICL_TRACEBACK", "1")
+    with pytest.raises(InputError):
+        run("tool", _raising(InputError("wrong")))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_with_their_status(signum: int, capsys: pytest.CaptureFixture) -> None:
+    before = signal.getsignal(signum)
+    code, said = _ended(lambda: os.kill(os.getpid(), signum), capsys)
+    assert code == 128 + signum
+    assert said == f"tool: stopped by {signal.Signals(signum).name}\n"
+    assert signal.getsignal(signum) is before
+
+
+def _signal_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_within_an_iteration_waits_for_its_end() -> None:
+    with interrupt.handled():
+        interrupt.defer()
+        _signal_self()
+        assert interrupt.release() == signal.SIGTERM
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with interrupt.handled():
+        interrupt.defer()
+        _signal_self()
+        with pytest.raises(interrupt.Interrupted):
+            _signal_self()
+
+
+def test_a_process_that_another_one_started_takes_two_signals_for_one() -> None:
+    with interrupt.handled(patient=True):
+        interrupt.defer()
+        _signal_self()
+        _signal_self()
+        assert interrupt.release() == signal.SIGTERM
+
+
+def test_a_process_that_follows_goes_on_until_the_main_one_stops() -> None:
+    with interrupt.handled(patient=True, follows=True):
+        _signal_self()
+        interrupt.defer()
+        _signal_self()
+        assert interrupt.release() is None
+        assert interrupt.received() == signal.SIGTERM

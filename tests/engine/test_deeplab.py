@@ -1,0 +1,68 @@
+"""The real models under the trainer: DeepLabV3+ with the branch, from config to result and back from its checkpoint."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from hicl_d2.config import load_config
+from hicl_d2.engine.trainer import Trainer
+from tests.engine import tiny
+from tests.engine.conftest import Command
+
+BASE = Path(__file__).resolve().parents[2] / "configs/Base-DeepLabV3Plus.yaml"
+
+SMALL = """
+_BASE_: {base}
+MODEL:
+  META_ARCHITECTURE: HiCL
+  DEVICE: cpu
+  BACKBONE: {{NAME: build_dilated_resnet_backbone}}
+  RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64, NORM: FrozenBN, STEM_OUT_CHANNELS: 64, STEM_TYPE: basic}}
+  SEM_SEG_HEAD: {{NUM_CLASSES: 3, ASPP_CHANNELS: 32, CONVS_DIM: 32, PROJECT_CHANNELS: [32], NORM: GN}}
+  HICL: {{WARMUP_ITERS: 0, WINDOWS: [1, 2], ANCHORS: 32, COMPONENTS: 32}}
+DATASETS: {{TRAIN: [tiny_train], TEST: [tiny_val]}}
+INPUT:
+  MIN_SIZE_TRAIN: [40]
+  MIN_SIZE_TEST: 160
+  CROP: {{SIZE: [32, 32]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 2, BASE_LR: 0.01, WARMUP_ITERS: 0, STEPS: [1]}}
+TEST: {{PICTURES: 1}}
+SEED: 1
+"""
+
+
+def test_deeplab_with_the_branch_trains_and_its_checkpoint_is_the_plain_models(
+    command: Command, tmp_path: Path
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL.format(base=BASE))
+    assert command(config_file=config).code == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert set(result["class_iou"]) == set(tiny.CLASSES)
+    assert result["parameters"]["model"] > 10 * result["parameters"]["branch"] > 0
+    logged = json.loads((tmp_path / "run/metrics.json").read_text().splitlines()[0])
+    assert {"loss_sem_seg", "loss_hicl", "total_loss", "lr"} <= set(logged)
+    plain = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "TEST.PICTURES", "0")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"))
+    assert (
+        command(
+            "--eval-only", *plain, *weights, "OUTPUT_DIR", str(tmp_path / "plain"), config_file=config
+        ).code
+        == 0
+    )
+    evaluated = json.loads((tmp_path / "plain/evaluation.json").read_text())
+    assert evaluated["class_iou"] == result["class_iou"]
+
+
+def test_weights_of_another_backbone_are_refused(command: Command, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL.format(base=BASE))
+    other = load_config(config, ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"])
+    file = tmp_path / "R50.pth"
+    torch.save({"model": Trainer.build_model(other).state_dict()}, file)
+    line = command("MODEL.WEIGHTS", str(file), config_file=config).line
+    assert "tensors fit" in line
+    assert "have another shape" in line
+    assert not (tmp_path / "run").exists()

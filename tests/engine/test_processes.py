@@ -1,0 +1,116 @@
+"""Several processes on the CPU train what one does, and fail with one message."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hicl_d2.engine.processes import _failure
+from hicl_d2.errors import InputError
+from tests.engine.conftest import Command
+
+PLAIN = ("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "0.0")  # what a rank draws at random is its own
+
+
+def _start(config: Path, folder: Path, *arguments: str) -> subprocess.Popen:
+    words = ["--config-file", str(config), "OUTPUT_DIR", str(folder), "--num-gpus", "2", *PLAIN, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.tiny", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _model(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_two_processes_equal_one_with_the_same_batch(command: Command, config: Path, tmp_path: Path) -> None:
+    assert command(*PLAIN).code == 0
+    process = _start(config, tmp_path / "two")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    one, two = _model(tmp_path / "run"), _model(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    last_of_one, last_of_two = (_result(tmp_path / run)["metrics"]["last"] for run in ("run", "two"))
+    assert last_of_two == pytest.approx(last_of_one, abs=1.0)
+    losses = [
+        [
+            line["total_loss"]
+            for line in map(json.loads, (tmp_path / run / "metrics.json").open())
+            if "lr" in line
+        ]
+        for run in ("run", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert (tmp_path / "two/log.txt.rank1").exists()
+    assert _result(tmp_path / "two")["config_hash"] == _result(tmp_path / "run")["config_hash"]
+
+
+def test_a_bad_image_in_any_process_ends_all_with_one_line(
+    own_data_root: Path, config: Path, tmp_path: Path
+) -> None:
+    bad = own_data_root / "tiny/images/train/5.png"  # the check before the start reads the first four
+    bad.write_bytes(bad.read_bytes()[:200])
+    process = _start(config, tmp_path / "run")
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("train_net: ")]
+    assert len(lines) == 1
+    assert str(bad) in lines[0]
+
+
+def test_sigterm_stops_all_processes_after_a_checkpoint(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    long = ("SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()")
+    process = _start(config, folder, *long)
+    deadline = time.monotonic() + 120
+    while not (folder / "last_checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "train_net: stopped by SIGTERM"
+    last = (folder / "last_checkpoint").read_text()
+    saved = torch.load(folder / last, weights_only=True)
+    assert last == f"model_{saved['iteration']:07d}.pth"
+
+
+def _write(records: Path, rank: int, **record: Any) -> None:
+    (records / f"{rank}.json").write_text(json.dumps({"signal": None, **record}))
+
+
+def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
+    _write(tmp_path, 0, kind="fault", time=1.0, message="connection closed by peer")
+    _write(tmp_path, 1, kind="input", time=3.0, message="b.png is truncated")
+    _write(tmp_path, 2, kind="input", time=2.0, message="a.png is truncated")
+    failure = _failure(tmp_path, RuntimeError("x"))
+    assert isinstance(failure, InputError)
+    assert str(failure) == "a.png is truncated"
+
+
+def test_a_fault_is_told_with_the_traceback_of_the_first_process(tmp_path: Path) -> None:
+    _write(tmp_path, 0, kind="fault", time=2.0, message="Traceback: connection closed by peer")
+    _write(tmp_path, 1, kind="fault", time=1.0, message="Traceback: KeyError")
+    assert "Traceback: KeyError" in str(_failure(tmp_path, RuntimeError("x")))
+    unknown = RuntimeError("killed by SIGKILL")
+    assert _failure(tmp_path / "nothing", unknown) is unknown

@@ -1,0 +1,276 @@
+"""A run that was stopped anywhere and resumed is the run that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hicl_d2.engine.hooks import TIMES
+from hicl_d2.engine.trainer import Trainer
+from tests.engine.conftest import Command
+
+# 12 iterations, so that there are evaluations after 4, 8 and 12 and checkpoints after 5, 10 and 12.
+SCHEDULE = (
+    "SOLVER.MAX_ITER",
+    "12",
+    "SOLVER.STEPS",
+    "(9,)",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "5",
+    "TEST.EVAL_PERIOD",
+    "4",
+)
+
+
+class Killed(BaseException):
+    """What ends a run in these tests as abruptly as a signal that cannot be handled."""
+
+
+def _arguments(folder: Path, *more: str) -> tuple[str, ...]:
+    return ("OUTPUT_DIR", str(folder), *SCHEDULE, *more)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Return everything that must be equal: parameters, optimiser, schedule, metrics, results."""
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        "model": checkpoint["model"],
+        "optimizer": checkpoint["trainer"]["_trainer"]["optimizer"]["state"],
+        "schedule": checkpoint["trainer"]["hooks"]["LRScheduler"],
+        "best weights": torch.load(folder / "model_best.pth", weights_only=True)["model"],
+        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
+        "result": {key: result[key] for key in ("metrics", "class_iou", "iterations", "seed", "config_hash")},
+    }
+
+
+def _assert_equal(found: Any, expected: Any, place: str = "") -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), (place, (found - expected).abs().max())
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for key, value in expected.items():
+            _assert_equal(found[key], value, f"{place}/{key}")
+    else:
+        assert found == expected, place
+
+
+def _at_step(monkeypatch: pytest.MonkeyPatch, iteration: int, action: Callable[[], None]) -> None:
+    """Act in the middle of ``iteration``, once."""
+    run_step = Trainer.run_step
+
+    def step(trainer: Trainer) -> None:
+        if trainer.iter == iteration:
+            monkeypatch.setattr(Trainer, "run_step", run_step)
+            action()
+        run_step(trainer)
+
+    monkeypatch.setattr(Trainer, "run_step", step)
+
+
+def _kill() -> None:
+    raise Killed
+
+
+@pytest.fixture
+def undisturbed(command: Command, tmp_path: Path) -> dict[str, Any]:
+    assert command(*_arguments(tmp_path / "undisturbed")).code == 0
+    return _state(tmp_path / "undisturbed")
+
+
+def test_metrics_hold_each_iteration_once_and_all_evaluations(undisturbed: dict[str, Any]) -> None:
+    iterations = [line["iteration"] for line in undisturbed["metrics"]]
+    assert iterations == [3, 7, 11, 12]
+    assert [line["iteration"] for line in undisturbed["metrics"] if "sem_seg/mIoU" in line] == [3, 7, 12]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
+    signum: int,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "stopped"
+    _at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signum))
+    outcome = command(*_arguments(folder))
+    assert outcome.code == 128 + signum
+    assert "Traceback" not in outcome.err
+    assert (folder / "last_checkpoint").read_text() == "model_0000006.pth"
+    assert command(*_arguments(folder, "--resume")).code == 0
+    _assert_equal(_state(folder), undisturbed)
+
+
+@pytest.mark.parametrize("iteration", [0, 5, 9, 11])
+def test_a_run_killed_in_an_iteration_goes_on_exactly(
+    iteration: int,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, iteration, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder))
+    assert not (folder / "result.json").exists()
+    assert command(*_arguments(folder, "--resume")).code == 0
+    _assert_equal(_state(folder), undisturbed)
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3])
+def test_a_run_killed_in_an_evaluation_does_it_again(
+    evaluation: int,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    period = ("SOLVER.CHECKPOINT_PERIOD", "4")  # a checkpoint right before every evaluation
+    done = 0
+
+    def build(cls: type, cfg: Any, name: str) -> Any:
+        nonlocal done
+        done += 1
+        if done == evaluation:
+            raise Killed
+        return original(cfg, name)
+
+    original = Trainer.build_test_loader
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "build_test_loader", classmethod(build))
+        with pytest.raises(Killed):
+            command(*_arguments(folder, *period))
+    assert command(*_arguments(folder, *period, "--resume")).code == 0
+    found = _state(folder)
+    for name in ("model", "optimizer", "best weights", "metrics"):
+        _assert_equal(found[name], undisturbed[name], name)
+    assert found["result"]["metrics"] == undisturbed["result"]["metrics"]
+
+
+def test_medians_after_a_resume_are_those_of_the_undisturbed_run(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = ("SOLVER.MAX_ITER", "25", "SOLVER.CHECKPOINT_PERIOD", "7", "TEST.EVAL_PERIOD", "0")
+    assert command(*_arguments(tmp_path / "undisturbed", *longer)).code == 0
+    _at_step(monkeypatch, 17, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(tmp_path / "killed", *longer))
+    assert command(*_arguments(tmp_path / "killed", *longer, "--resume")).code == 0
+    _assert_equal(_state(tmp_path / "killed"), _state(tmp_path / "undisturbed"))
+
+
+def test_resuming_with_the_branch_is_exact_too(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch = ("MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.BANK_SIZE", "8")
+    assert command(*_arguments(tmp_path / "undisturbed", *branch)).code == 0
+    _at_step(monkeypatch, 8, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(tmp_path / "killed", *branch))
+    assert command(*_arguments(tmp_path / "killed", *branch, "--resume")).code == 0
+    found = _state(tmp_path / "killed")
+    assert any(name.startswith("hicl.") for name in found["model"])
+    _assert_equal(found, _state(tmp_path / "undisturbed"))
+
+
+def test_a_half_written_line_of_metrics_is_dropped(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, 7, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder))
+    with (folder / "metrics.json").open("a") as stream:
+        stream.write('{"iteration": 3, "sem_seg/mIoU": 99.0, "tot')
+    assert command(*_arguments(folder, "--resume")).code == 0
+    _assert_equal(_state(folder), undisturbed)
+
+
+def test_what_a_killed_writer_left_is_removed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, 7, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder))
+    (folder / ".model_0000004.pth.123.tmp").write_bytes(b"half")
+    (folder / ".mine").write_text("stays")
+    assert command(*_arguments(folder, "--resume")).code == 0
+    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".mine"]
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_resumed_unasked(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, 6, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder))
+    line = command(*_arguments(folder)).line
+    assert "model_0000004.pth" in line
+    assert "--resume" in line
+
+
+def test_a_drawn_seed_is_kept_over_a_resume(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, 6, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder, "SEED", "-1"))
+    drawn = json.loads((folder / "manifest.json").read_text())["seed"]
+    assert command(*_arguments(folder, "SEED", "-1", "--resume")).code == 0
+    assert json.loads((folder / "result.json").read_text())["seed"] == drawn
+    assert command(*_arguments(tmp_path / "same", "SEED", str(drawn))).code == 0
+    _assert_equal(_state(folder)["model"], _state(tmp_path / "same")["model"])
+
+
+def test_what_a_resumed_run_may_change(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _at_step(monkeypatch, 6, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder))
+    refused = command(*_arguments(folder, "SOLVER.BASE_LR", "0.1", "--resume")).line
+    assert "SOLVER.BASE_LR is 0.05 there and 0.1 here" in refused
+    allowed = ("TEST.PICTURES", "0", "SOLVER.CHECKPOINT_PERIOD", "6", "DATALOADER.NUM_WORKERS", "1")
+    assert command(*_arguments(folder, *allowed, "--resume")).code == 0
+
+
+def test_a_finished_run_shows_its_result_again(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    outcome = command(*_arguments(tmp_path / "undisturbed", "--resume"))
+    assert outcome.code == 0
+    assert f"{undisturbed['result']['metrics']['last']['sem_seg/mIoU']:.2f}" in outcome.out
+    assert "nothing to do" in outcome.err
+
+
+@pytest.mark.slow
+def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, config: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "tests.engine.tiny", "--config-file", str(config), *_arguments(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums depend on it
+    process = subprocess.Popen(
+        arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "last_checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert command(*_arguments(folder, "--resume")).code == 0
+    _assert_equal(_state(folder), undisturbed)

@@ -1,0 +1,192 @@
+"""The evaluator on a data set of files, against Detectron2's own evaluator behind the door."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hicl_d2.d2.config import get_cfg
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.d2.evaluation import DatasetEvaluators, SemSegEvaluator, inference_on_dataset
+from hicl_d2.errors import InputError
+from hicl_d2.evaluation import SemSegConfusionEvaluator, build_evaluator
+from hicl_d2.evaluation.evaluator import read_label_map
+
+CLASSES = ["sky", "road", "car", "never seen"]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Register five label maps of different sizes, with ignored pixels and without the last class."""
+    generator = np.random.default_rng(0)
+    records = []
+    for index in range(5):
+        shape = (6 + index, 9 - index)
+        labels = generator.choice([0, 1, 2, 255], shape).astype(np.uint8)
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(labels).save(path)
+        records.append(
+            {
+                "file_name": f"{index}.jpg",
+                "sem_seg_file_name": str(path),
+                "height": shape[0],
+                "width": shape[1],
+            }
+        )
+    name = f"evaluator_test_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(stuff_classes=CLASSES, ignore_label=255, evaluator_type="sem_seg")
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def random_model(inputs):
+    """Return scores from a seed of the image's name."""
+    outputs = []
+    for record in inputs:
+        generator = torch.Generator().manual_seed(int(Path(record["file_name"]).stem))
+        outputs.append({"sem_seg": torch.randn(4, record["height"], record["width"], generator=generator)})
+    return outputs
+
+
+def batches(name, size=2, drop=()):
+    records = [{k: v for k, v in record.items() if k not in drop} for record in DatasetCatalog.get(name)]
+    return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def test_scores_equal_detectron2s_evaluator(dataset, tmp_path):
+    ours = inference_on_dataset(random_model, batches(dataset), build_evaluator(get_cfg(), dataset, tmp_path))
+    theirs = inference_on_dataset(random_model, batches(dataset), SemSegEvaluator(dataset, distributed=False))
+    expected = {name.replace("mACC", "mAcc"): score for name, score in theirs["sem_seg"].items()}
+    expected = {
+        name: score for name, score in expected.items() if "Boundary" not in name and "B-I" not in name
+    }
+    assert ours["sem_seg"] == pytest.approx(expected, nan_ok=True)
+    assert math.isnan(ours["sem_seg"]["IoU-never seen"])
+    assert list(ours["sem_seg"])[:4] == ["mIoU", "mAcc", "fwIoU", "pACC"]
+    assert all(type(score) is float for score in ours["sem_seg"].values())
+
+
+def test_the_label_file_comes_from_the_catalog_where_the_mapper_dropped_it(dataset):
+    evaluator = SemSegConfusionEvaluator(dataset)
+    full = inference_on_dataset(random_model, batches(dataset), evaluator)
+    dropped = inference_on_dataset(random_model, batches(dataset, drop=["sem_seg_file_name"]), evaluator)
+    assert full["sem_seg"] == pytest.approx(dropped["sem_seg"], nan_ok=True, abs=0)
+
+
+def test_the_confusion_matrix_is_written_as_csv(dataset, tmp_path):
+    evaluator = SemSegConfusionEvaluator(dataset, tmp_path / "new" / "folder")
+    inference_on_dataset(random_model, batches(dataset), evaluator)
+    with (tmp_path / "new" / "folder" / "sem_seg_confusion.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["true class", *CLASSES]
+    assert [row[0] for row in rows[1:]] == CLASSES
+    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == evaluator.matrix.counts.tolist()
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
+
+
+def test_a_second_pass_starts_from_nothing_and_nothing_is_kept_per_image(dataset):
+    evaluator = SemSegConfusionEvaluator(dataset)
+    inference_on_dataset(random_model, batches(dataset), evaluator)
+    first = evaluator.matrix.counts.clone()
+    sizes = {name: len(value) for name, value in vars(evaluator).items() if hasattr(value, "__len__")}
+    inference_on_dataset(random_model, batches(dataset), evaluator)
+    assert torch.equal(evaluator.matrix.counts, first)
+    assert sizes == {name: len(value) for name, value in vars(evaluator).items() if hasattr(value, "__len__")}
+
+
+def test_it_joins_other_evaluators(dataset):
+    class Count(DatasetEvaluators):
+        def evaluate(self):
+            return {"other": {"count": 5}}
+
+    both = inference_on_dataset(
+        random_model, batches(dataset), [SemSegConfusionEvaluator(dataset), Count([])]
+    )
+    assert set(both) == {"sem_seg", "other"}
+
+
+def test_a_label_that_is_no_class_names_file_and_value(dataset, tmp_path):
+    labels = np.zeros((6, 9), dtype=np.uint8)
+    labels[0, 0] = 7
+    Image.fromarray(labels).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match=r"0\.png: label value 7 \(1 pixels\)"):
+        inference_on_dataset(random_model, batches(dataset), SemSegConfusionEvaluator(dataset))
+
+
+def test_sizes_that_differ_name_the_file_and_both_sizes(dataset, tmp_path):
+    Image.fromarray(np.zeros((6, 8), dtype=np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(
+        InputError, match=r"0\.png: the label map is 8 x 6 \(width x height\) and its image 9 x 6"
+    ):
+        inference_on_dataset(random_model, batches(dataset), SemSegConfusionEvaluator(dataset))
+
+
+def test_a_model_of_another_number_of_classes_names_the_key(dataset):
+    with pytest.raises(
+        InputError, match=r"predicts 19 classes .* has 4; set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES to 4"
+    ):
+        SemSegConfusionEvaluator(dataset).process(
+            batches(dataset)[0], [{"sem_seg": torch.zeros(19, 6, 9)}] * 2
+        )
+
+
+def test_an_image_without_a_label_map_cannot_be_scored(dataset):
+    with pytest.raises(InputError, match=r"has no label map for missing\.jpg"):
+        SemSegConfusionEvaluator(dataset).process(
+            [{"file_name": "missing.jpg"}], [{"sem_seg": torch.zeros(4, 6, 9)}]
+        )
+
+
+def test_a_data_set_of_another_kind_is_refused():
+    name = "evaluator_test_boxes"
+    MetadataCatalog.get(name).set(evaluator_type="coco")
+    with pytest.raises(InputError, match="evaluator_type 'coco'"):
+        build_evaluator(get_cfg(), name)
+    MetadataCatalog.remove(name)
+
+
+def test_the_default_output_folder_is_the_runs(dataset):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = "somewhere"
+    assert build_evaluator(cfg, dataset).output_dir == Path("somewhere/inference")
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("L", torch.uint8), ("P", torch.uint8), ("I;16", torch.int64), ("I", torch.int64)]
+)
+def test_label_maps_of_every_single_channel_mode(mode, dtype, tmp_path):
+    values = np.array([[0, 1, 2], [3, 255, 4]])
+    # PNG has no 32-bit grey; TIFF does
+    path = tmp_path / ("label.tif" if mode == "I" else "label.png")
+    if mode in ("L", "P"):
+        image = Image.fromarray(values.astype(np.uint8))
+        if mode == "P":
+            image.putpalette(list(range(256)) * 3)
+    else:
+        image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    image.save(path)
+    labels = read_label_map(path)
+    assert labels.dtype == dtype
+    assert labels.tolist() == values.tolist()
+
+
+def test_label_files_that_are_no_label_maps(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(np.arange(10000, dtype=np.uint8).reshape(100, 100)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    (tmp_path / "text.png").write_text("not an image")
+    for name, message in [
+        ("colour.png", "one channel with a class per pixel, this one has 3"),
+        ("half.png", "cannot be read"),
+        ("text.png", "cannot be read"),
+        ("absent.png", "cannot be read"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            read_label_map(tmp_path / name)
+        assert name in str(error.value)

@@ -1,0 +1,239 @@
+"""A config that names a model which cannot be built is refused in one line, before anything is built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.d2 import transforms as T
+from hicl_d2.d2.layers import ShapeSpec
+from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
+from hicl_d2.errors import InputError
+from hicl_d2.modeling import DeepLabV3PlusHead, check_model_config, check_test_sizes
+from hicl_d2.modeling.check import backbone_strides
+from tests.modeling.models import DEEPLAB_HEADS, deeplab_cfg
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+def fpn_cfg(**settings):
+    cfg = get_hicl_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    for key, value in settings.items():
+        section, _, name = key.partition("__")
+        cfg.MODEL[section][name] = value
+    return cfg
+
+
+@pytest.mark.parametrize("head", DEEPLAB_HEADS)
+def test_a_model_that_can_be_built_passes(head):
+    check_model_config(deeplab_cfg(head))
+
+
+def test_semantic_fpn_passes():
+    check_model_config(fpn_cfg())
+
+
+def recipes():
+    return [path for path in CONFIGS if not path.name.startswith("Base-")]
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
+def test_the_project_s_recipes_pass(path):
+    check_model_config(load_config(path, ["MODEL.DEVICE", "cpu"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"META_ARCHITECTURE": "SemanticSegmenter"},
+            "META_ARCHITECTURE 'SemanticSegmenter' .*did you mean SemanticSegmentor",
+        ),
+        ({"BACKBONE.NAME": "build_resnet_backbon"}, "did you mean build_resnet_backbone"),
+        (
+            {"BACKBONE.NAME": "nothing like it"},
+            "BACKBONE.NAME 'nothing like it' is not registered; known: build_dilated",
+        ),
+        ({"SEM_SEG_HEAD.NAME": "DeepLabV3"}, "SEM_SEG_HEAD.NAME 'DeepLabV3' .*did you mean DeepLabV3Head"),
+        ({"RESNETS.NORM": "syncBN"}, "RESNETS.NORM is 'syncBN'; did you mean SyncBN"),
+        ({"SEM_SEG_HEAD.NORM": "batch"}, "SEM_SEG_HEAD.NORM is 'batch'; known: BN, FrozenBN"),
+        (
+            {"RESNETS.OUT_FEATURES": ["res2", "res6"]},
+            "RESNETS.OUT_FEATURES names res6; .*stem, res2, res3, res4, res5",
+        ),
+        ({"RESNETS.OUT_FEATURES": []}, "RESNETS.OUT_FEATURES is empty"),
+        (
+            {"SEM_SEG_HEAD.IN_FEATURES": ["res3", "res5"]},
+            "IN_FEATURES names res3; what it can name here: res2, res5",
+        ),
+        ({"RESNETS.DEPTH": 19}, "DEPTH is 19"),
+        ({"RESNETS.RES4_DILATION": 2}, "RES5_DILATION is 2; it must be 4"),
+        (
+            {"BACKBONE.NAME": "build_resnet_deeplab_backbone"},
+            "set MODEL.BACKBONE.NAME build_dilated_resnet_backbone",
+        ),
+    ],
+)
+def test_a_slip_is_one_line(change, message):
+    cfg = deeplab_cfg()
+    for key, value in change.items():
+        *sections, name = key.split(".")
+        node = cfg.MODEL
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    with pytest.raises(InputError, match=message) as caught:
+        check_model_config(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_base_of_hicl_is_checked_too():
+    cfg = deeplab_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "HiCL"
+    check_model_config(cfg)
+    cfg.MODEL.HICL.BASE = "Segmentor"
+    with pytest.raises(InputError, match=r"MODEL.HICL.BASE 'Segmentor' is not registered"):
+        check_model_config(cfg)
+
+
+def test_a_model_of_detectron2_s_is_known_where_it_is_installed():
+    cfg = deeplab_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    if USES_DETECTRON2:
+        check_model_config(cfg)
+    else:
+        with pytest.raises(
+            InputError, match=r"'PanopticFPN' is not registered.*Detectron2 has others \(https://"
+        ):
+            check_model_config(cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_named():
+    cfg = deeplab_cfg()
+    cfg.MODEL.DEVICE = "cuda:1"
+    with pytest.raises(
+        InputError, match=r"MODEL.DEVICE is cuda:1, but torch sees no GPU here; set MODEL.DEVICE cpu"
+    ):
+        check_model_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"FPN__IN_FEATURES": ["res2", "res3", "res6"]}, "MODEL.FPN.IN_FEATURES names res6"),
+        ({"FPN__IN_FEATURES": []}, "MODEL.FPN.IN_FEATURES is empty"),
+        (
+            {"SEM_SEG_HEAD__IN_FEATURES": ["p2", "p7"]},
+            "SEM_SEG_HEAD.IN_FEATURES names p7; .*p2, p3, p4, p5, p6",
+        ),
+    ],
+)
+def test_features_of_a_pyramid(settings, message):
+    with pytest.raises(InputError, match=message):
+        check_model_config(fpn_cfg(**settings))
+
+
+@pytest.mark.parametrize(
+    "name", ["build_dilated_resnet_backbone", "build_resnet_backbone", "build_resnet_fpn_backbone"]
+)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_strides_are_known_before_the_backbone_is_built(name, dilation):
+    cfg = fpn_cfg(RESNETS__RES5_DILATION=dilation, RESNETS__NORM="BN")
+    cfg.MODEL.BACKBONE.NAME = name
+    if name == "build_resnet_fpn_backbone" and dilation == 2:
+        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
+    with torch.device("meta"):
+        built = build_backbone(cfg).output_shape()
+    known = backbone_strides(cfg)
+    if name == "build_resnet_fpn_backbone" and dilation == 2:
+        known.pop("p5"), built.pop("p5")
+    assert known == {feature: shape.stride for feature, shape in built.items()}
+
+
+def test_other_backbones_are_left_to_their_own_checks():
+    BACKBONE_REGISTRY._do_register("some_backbone", lambda cfg, shape: None)
+    try:
+        cfg = deeplab_cfg()
+        cfg.MODEL.BACKBONE.NAME = "some_backbone"
+        assert backbone_strides(cfg) is None
+        check_model_config(cfg)
+    finally:
+        BACKBONE_REGISTRY._obj_map.pop("some_backbone")
+
+
+def test_a_detection_model_may_leave_the_semantic_head_as_it_is():
+    cfg = get_hicl_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    if USES_DETECTRON2:
+        check_model_config(cfg)
+
+
+def sizes_cfg(crop, short_side, longest=2048, **settings):
+    cfg = deeplab_cfg(crop=crop, **settings)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = short_side, longest
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("crop", "short_side", "longest", "size"),
+    [
+        ((512, 1024), 1024, 2048, (1024, 2048)),
+        ((192, 256), 192, 256, (360, 480)),
+        ((368, 480), 360, 480, (360, 480)),
+        ((352, 480), 352, 480, (360, 480)),
+        ((64, 96), 0, 10, (128, 96)),
+        (None, 77, 100, (33, 51)),
+    ],
+)
+def test_sizes_of_test_images_that_fit_the_crop_pass(crop, short_side, longest, size):
+    check_test_sizes(sizes_cfg(crop, short_side, longest), [size, size])
+
+
+@pytest.mark.parametrize("hint", [True, False])
+def test_a_size_that_the_pooling_does_not_fit_is_one_line_with_one_that_does(hint):
+    cfg = sizes_cfg((352, 480), 360, 480 if hint else 100)
+    fits = "INPUT.MIN_SIZE_TEST 352 would fit" if hint else "must divide it$"
+    resized = "360 x 480, 23 x 30" if hint else "75 x 100, 5 x 7"
+    with pytest.raises(
+        InputError, match=rf"360 x 480 are resized to {resized} .* pools over 22 x 30 .*{fits}"
+    ) as caught:
+        check_test_sizes(cfg, [(360, 480)])
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_say_before_training_what_the_model_would_say_at_the_first_evaluation():
+    model = None
+    for short_side in range(48, 140, 9):
+        cfg = sizes_cfg((64, 96), short_side, 300)
+        height, width = T.ResizeShortestEdge.get_output_shape(64, 96, short_side, 300)
+        if model is None:
+            model = DeepLabV3PlusHead(
+                cfg, {"res2": ShapeSpec(channels=8, stride=4), "res5": ShapeSpec(channels=8, stride=16)}
+            )
+        features = {
+            "res2": torch.zeros(1, 8, -(-height // 4), -(-width // 4)),
+            "res5": torch.zeros(1, 8, -(-height // 16), -(-width // 16)),
+        }
+        assert _is_refused(check_test_sizes, cfg, [(64, 96)]) == _is_refused(model.eval(), features), (
+            short_side
+        )
+
+
+def _is_refused(call, *args):
+    try:
+        call(*args)
+    except InputError:
+        return True
+    return False
+
+
+def test_heads_without_that_pooling_take_any_size():
+    check_test_sizes(fpn_cfg(), [(17, 33)])

@@ -1,0 +1,97 @@
+"""Config files are read safely, and what is wrong with one is said in one line with file, line and key."""
+
+from pathlib import Path
+
+import pytest
+
+from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
+
+
+def write(folder, text, name="config.yaml"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_of_the_project_loads(path):
+    assert load_config(path).is_frozen()
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.endswith("_hicl")], ids=lambda path: path.stem)
+def test_a_hicl_config_differs_from_its_twin_in_the_branch_alone(path):
+    twin = load_config(path.with_name(path.name.replace("_hicl", "")))
+    cfg = load_config(path).clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = twin.MODEL.META_ARCHITECTURE
+    cfg.MODEL.HICL = twin.MODEL.HICL
+    cfg.OUTPUT_DIR = twin.OUTPUT_DIR
+    assert cfg.dump() == twin.dump()
+
+
+def test_the_base_is_read_first_and_overrides_last(tmp_path):
+    write(tmp_path, "SOLVER:\n  BASE_LR: 0.5\n  MAX_ITER: 7\n  STEPS: (1, 2)\n", "base.yaml")
+    path = write(tmp_path, '_BASE_: "base.yaml"\nSOLVER:\n  MAX_ITER: 8\n')
+    cfg = load_config(path, ["MODEL.HICL.WINDOWS", "[1, 2]", "SEED", "4"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (0.5, 8, (1, 2))
+    assert (cfg.MODEL.HICL.WINDOWS, cfg.SEED) == ([1, 2], 4)
+
+
+def test_a_whole_number_and_an_exponent_will_do_for_a_float(tmp_path):
+    cfg = load_config(write(tmp_path, "SOLVER:\n  BASE_LR: 1\n  WEIGHT_DECAY: 1e-2\n"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == (1.0, 0.01)
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "MODEL:\n  HICL:\n    WINDOWZ: [1]\n",
+            r"config.yaml:3: unknown key MODEL.HICL.WINDOWZ; .* MODEL.HICL.WINDOWS\?",
+        ),
+        ("PURITY: [1]\n", r"config.yaml:1: unknown key PURITY; did you mean MODEL.HICL.PURITY\?"),
+        ("SOLVER:\n  BASE_LR: [1]\n", r"config.yaml:2: SOLVER.BASE_LR must be a float, not \[1\]"),
+        ("MODEL: 5\n", r"config.yaml:1: MODEL is a section"),
+        ("SEED:\n  A: 1\n", r"config.yaml:2: SEED.A: SEED holds a value"),
+        ("MODEL:\n  X: [1\n y: }\n", r"config.yaml:\d+: not valid YAML"),
+        ("- 1\n- 2\n", r"config.yaml: .*keys and values"),
+        (
+            "X: !!python/object/apply:os.system ['true']\n",
+            r"config.yaml:1: the tag !!python/object/apply:os.system .*refused",
+        ),
+        ("X: !!python/tuple [1]\n", r"config.yaml:1: the tag !!python/tuple"),
+        ('_BASE_: "config.yaml"\n', r"leads back"),
+        ('_BASE_: "missing.yaml"\n', r"missing.yaml does not exist"),
+        ("_BASE_: [1]\n", r"config.yaml:1: _BASE_ must be the path"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("opts", [["SEED"], ["SEEDS", "1"], ["SEED", "x"], ["MODEL", "1"]])
+def test_a_wrong_override_is_one_line(tmp_path, opts):
+    with pytest.raises(InputError, match=r"SEED|section") as raised:
+        load_config(write(tmp_path, ""), opts)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_text_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_the_added_keys_are_off_by_default():
+    cfg = get_hicl_cfg()
+    assert cfg.MODEL.META_ARCHITECTURE != "HiCL"
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BACKBONE_MULTIPLIER, cfg.INPUT.COLOR_AUG_SSD) == (
+        "SGD",
+        1.0,
+        False,
+    )
