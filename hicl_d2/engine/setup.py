@@ -4,26 +4,19 @@ import logging
 import os
 import secrets
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import hicl_d2.modeling
-import hicl_d2.modeling.hicl  # noqa: F401 - registers the meta-architecture
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from hicl_d2.d2.utils import comm, seed_all_rng
-from hicl_d2.data.preflight import check_datasets
+from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.manifest import State, check_output, read_manifest
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.modeling import check_model_config, check_test_sizes
 
 logger = logging.getLogger(__name__)
-
-# Meta-architectures whose head is in the registry of semantic heads.
-SEMANTIC_ARCHITECTURES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab")
 
 
 def check_before_start(cfg: CfgNode, args: Namespace) -> State:
@@ -32,39 +25,23 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     Raises InputError for an unknown name, a data set or a weights file that is not there, numbers that do not
     fit together, and an OUTPUT_DIR that cannot be written or holds another run.
     """
-    _check_names(cfg)
+    check_model_config(cfg)
     _check_numbers(cfg, args)
     _check_weights(cfg, args)
     _check_writable(Path(cfg.OUTPUT_DIR))
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
+    check_test_sizes(cfg, test_image_sizes(cfg))
     return state
-
-
-def _check_names(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    architecture, key = model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
-    _check_name(key, architecture, _names(META_ARCH_REGISTRY))
-    if architecture == "HiCL":
-        architecture, key = model.HICL.BASE, "MODEL.HICL.BASE"
-        _check_name(key, architecture, _names(META_ARCH_REGISTRY))
-    if architecture in SEMANTIC_ARCHITECTURES:
-        _check_name("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, _names(BACKBONE_REGISTRY))
-        _check_name("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, _names(SEM_SEG_HEADS_REGISTRY))
-    _check_name("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, PRECISIONS)
-
-
-def _names(registry: Iterable[Any]) -> list[str]:
-    return [name for name, _ in registry]
-
-
-def _check_name(key: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise InputError(f"{key} is {name!r}{nearest(name, known)}; known names: {listing(known)}")
 
 
 def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
     solver = cfg.SOLVER
+    if solver.AMP.DTYPE not in PRECISIONS:
+        raise InputError(
+            f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
+            f"it is one of {listing(PRECISIONS)}"
+        )
     for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
         if solver[key] < 1:
             raise InputError(f"SOLVER.{key} is {solver[key]}; it must be 1 or more")

@@ -51,10 +51,10 @@ OVERRIDES = {
     "unknown key": (["SOLVER.MAXITER", "3"], ["SOLVER.MAXITER", "did you mean SOLVER.MAX_ITER"]),
     "key without a value": (["SOLVER.MAX_ITER"], ["'SOLVER.MAX_ITER' has no partner"]),
     "unknown option": (["--resum"], ["--resum", "did you mean --resume"]),
-    "model": (["MODEL.META_ARCHITECTURE", "TinySegmenter"], ["did you mean TinySegmentor", "known names: "]),
+    "model": (["MODEL.META_ARCHITECTURE", "TinySegmenter"], ["did you mean TinySegmentor", "known: "]),
     "base model": (
         ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.BASE", "Nothing"],
-        ["MODEL.HICL.BASE is 'Nothing'", "TinySegmentor"],
+        ["MODEL.HICL.BASE 'Nothing'", "TinySegmentor"],
     ),
     "backbone": (
         ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.BACKBONE.NAME", "build_resnet"],
@@ -63,6 +63,10 @@ OVERRIDES = {
     "head": (
         ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "DeepLabHead"],
         ["MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3PlusHead"],
+    ),
+    "features of the head": (
+        ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res9']"],
+        ["MODEL.SEM_SEG_HEAD.IN_FEATURES names res9", "res4"],
     ),
     "precision": (["SOLVER.AMP.DTYPE", "float15"], ["SOLVER.AMP.DTYPE", "bfloat16"]),
     "optimiser": (["SOLVER.OPTIMIZER", "SDG"], ["SOLVER.OPTIMIZER", "SGD"]),
