@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import hicl_d2.modeling  # noqa: F401 - registers the project's models
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from hicl_d2.d2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
