@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,14 @@ class Item:
     source: Path
     target: Path
     image: Path | None = None
+    content: Any = None
+
+    def is_done(self) -> bool:
+        """Return whether the target is there and no older than the source."""
+        try:
+            return self.target.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def carry_out(
 
 
 def _do(convert: Callable[[Item], np.ndarray], item: Item) -> tuple[bool, np.ndarray]:
-    labels = _finished(item.target)
+    labels = _finished(item.target) if item.is_done() else None
     is_new = labels is None
     if labels is None:
         labels = convert(item)
@@ -108,8 +117,6 @@ def _do(convert: Callable[[Item], np.ndarray], item: Item) -> tuple[bool, np.nda
 
 
 def _finished(target: Path) -> np.ndarray | None:
-    if not target.is_file():
-        return None
     try:
         labels = read_labels(target)
     except InputError:
