@@ -5,6 +5,7 @@ from typing import Any
 
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
+from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.reading import image_size
@@ -23,6 +24,7 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
     root that is missing or empty, images without labels, a number of classes that is not the model's, an
     ignored value that is not the model's, and a sample of the files that cannot be read or do not fit.
     """
+    register_custom(cfg)
     check_inputs(cfg)
     if train and not len(cfg.DATASETS.TRAIN):
         raise InputError("DATASETS.TRAIN names no data set; give at least one")

@@ -10,6 +10,7 @@ import torch
 
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
+from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.manifest import State, check_output, read_manifest
 from hicl_d2.engine.step import PRECISIONS
@@ -102,11 +103,13 @@ def resolve_device(cfg: CfgNode) -> str:
 
 
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with the device and the seed of this run filled in, and seed this process.
+    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make its own data sets
+    known in it.
 
     A negative SEED takes the seed of the run in OUTPUT_DIR, if it holds one, else a new one, the same in all
     processes.
     """
+    register_custom(cfg)
     seed = cfg.SEED
     if seed < 0:
         manifest = read_manifest(cfg.OUTPUT_DIR)

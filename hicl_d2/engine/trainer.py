@@ -35,7 +35,7 @@ from hicl_d2.engine.interrupt import Interrupted
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.errors import InputError, one_line
-from hicl_d2.evaluation import build_evaluator
+from hicl_d2.evaluation import build_evaluator, for_testing
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,7 @@ class Trainer(DefaultTrainer):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
+        model = for_testing(cfg, model)
         for position, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)
