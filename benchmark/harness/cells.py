@@ -32,7 +32,7 @@ class Cell:
     """A point of the matrix: a name on every axis ("" where there is no such axis), a seed, a config.
 
     ``resolved`` is the config with its bases, overrides and seed, flat; ``data`` the fingerprint of its data
-    set; ``obstacle`` says why it cannot run (None: it can).
+    set; ``obstacle`` says why it cannot run here (None: it can); without ``has_config`` it cannot run anywhere.
     """
 
     dataset: str
@@ -46,6 +46,7 @@ class Cell:
     data: str = ""
     resources: Resources = field(default_factory=Resources)
     obstacle: str | None = None
+    has_config: bool = True
 
     @cached_property
     def name(self) -> str:

@@ -55,13 +55,13 @@ def look(cell: Cell, output: Path, exists: bool = True) -> State:
     """
     folder = cell.folder(output)
     if not exists:
-        return State(BLOCKED if cell.obstacle else WAITING)
+        return State(WAITING if cell.has_config else BLOCKED)
     check_manifest(folder)
     result = read_result(folder)
     attempt = last_attempt(folder)
     if result is not None:
         return State(DONE, result, attempt=attempt)
-    if cell.obstacle:
+    if not cell.has_config:
         return State(BLOCKED)
     if attempt is None:
         return State(WAITING)

@@ -157,6 +157,7 @@ class _Builder:
             data=data,
             resources=Resources(**resources),
             obstacle=obstacle or no_data,
+            has_config=self._exists[config],
         )
 
     def _config(self, points: Sequence[Point], names: dict[str, str]) -> Path:
@@ -312,8 +313,10 @@ def _budget(content: Any, path: Path) -> dict[str, float]:
 def _check_different(cells: list[Cell], path: Path) -> None:
     """Raise InputError for two cells with one identity; where a config is missing, it is not known."""
     first: dict[tuple[str, str], Cell] = {}
+    named: dict[str, Cell] = {}
     for cell in cells:
-        key = (cell.hash, str(cell.config) if cell.obstacle else "")
-        twin = first.setdefault(key, cell)
+        if named.setdefault(cell.name, cell) is not cell:
+            raise InputError(f"{path}: two cells are called {cell.name}; give one of them another name")
+        twin = first.setdefault((cell.hash, "" if cell.has_config else str(cell.config)), cell)
         if twin is not cell:
             raise InputError(f"{path}: {twin.name} and {cell.name} are the same training; remove one of them")

@@ -163,20 +163,30 @@ def processes_of(folder: Path) -> list[tuple[int, Path]]:
 def end_strays(output: Path) -> int:
     """End trainings that a harness which was killed has left behind, and return how many cells they were of.
 
-    They are asked first, so that they keep a checkpoint. Call this with the folder's lock held.
+    The trainings are asked first, so that they keep a checkpoint; what they have started ends after them. Call
+    this with the folder's lock held.
     """
     strays = processes_of(output / "cells")
-    for pid, _ in strays:
+    for pid in _trainings(strays):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == pid:  # the training itself; what it has started follows
-                os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGINT)
     end = time.monotonic() + STOP_SECONDS
-    while processes_of(output / "cells") and time.monotonic() < end:
+    while _trainings(processes_of(output / "cells")) and time.monotonic() < end:
         time.sleep(0.1)
     while left := processes_of(output / "cells"):
         end_processes([pid for pid, _ in left])
         time.sleep(0.02)
     return len({place for _, place in strays})
+
+
+def _trainings(processes: list[tuple[int, Path]]) -> list[int]:
+    """Return those that the harness started itself: each leads a session."""
+    found = []
+    for pid, _ in processes:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == pid:
+                found.append(pid)
+    return found
 
 
 def end_processes(pids: list[int]) -> None:

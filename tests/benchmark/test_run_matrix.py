@@ -359,7 +359,7 @@ def test_a_result_of_another_schema_is_refused(bench):
 
 def test_an_output_that_cannot_be_written_is_one_line(bench):
     bench.output.write_text("a file")
-    assert f"{bench.output}: File exists" in one_line_error(bench.run())
+    assert f"--output {bench.output} is not a folder" in one_line_error(bench.run())
     bench.output.unlink()
     bench.matrix(seeds=[1])
     bench.run()
