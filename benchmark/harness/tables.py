@@ -168,7 +168,9 @@ def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
         count = sum(status[cell.slug] != "finished" for cell in cells)
         for metric in matrix.metrics:
             row = by_key.get((*group, metric, "last"))
-            line[heading(metric)] = _mean(row, metric) if row else "/".join(absent) or NOTHING
+            line[heading(metric)] = _mean(row, metric)
+        if count == len(cells):
+            line[heading(main)] = "/".join(absent)
         if absent and count < len(cells):
             line[heading(main)] += f", {count} of {len(cells)} {'/'.join(absent)}"
         line[f"best {heading(main)}"] = _mean(by_key.get((*group, main, "best")), main)
