@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,18 @@ def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def literal(value: Any) -> Any:
     """Return ``value`` as the training will understand it, in JSON's types; two spellings give one value."""
     if isinstance(value, str):
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
-        return value if isinstance(parsed, str | bytes | set) else literal(parsed)
+        return _parsed(value)
     if isinstance(value, list | tuple):
         return [literal(item) for item in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value
+
+
+@cache
+def _parsed(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return text if isinstance(value, str | bytes | set) else literal(value)

@@ -53,9 +53,9 @@ def look(cell: Cell, output: Path, exists: bool = True) -> State:
 
     Raises InputError for a manifest that was edited and a result of another schema.
     """
-    folder = cell.folder(output)
     if not exists:
         return State(WAITING if cell.has_config else BLOCKED)
+    folder = cell.folder(output)
     check_manifest(folder)
     result = read_result(folder)
     attempt = last_attempt(folder)

@@ -125,6 +125,7 @@ class _Builder:
         self._extra = extra
         self._known_data = known_data
         self._configs = Configs()
+        self._paths: dict[str, Path] = {}
         self._exists: dict[Path, bool] = {}
         self._data_obstacles: dict[str, str | None] = {}
 
@@ -169,12 +170,15 @@ class _Builder:
         for point in (self._top, *points):
             words.update(point.words)
         try:
-            return ROOT / templates[-1].format(**words)
+            name = templates[-1].format(**words)
         except (KeyError, IndexError, ValueError):
             allowed = ", ".join(f"{{{word}}}" for word in words)
             raise InputError(
                 f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
             ) from None
+        if name not in self._paths:
+            self._paths[name] = ROOT / name
+        return self._paths[name]
 
     def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
         """Return the fingerprint of a data set and why it cannot be used here."""

@@ -37,7 +37,7 @@ class Estimates:
             result = workspace.states[cell.slug].result
             if result is not None:
                 self._add(cell, result, cell.folder(workspace.output), "earlier runs")
-        for cell, folder in probes(workspace):
+        for cell, folder in probes(workspace) if (workspace.output / PROBE_FOLDER).is_dir() else ():
             result = read_result(folder)
             if result is not None:
                 self._add(cell, result, folder, "a probe", first=False)

@@ -65,10 +65,6 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
     matrix = workspace.matrix
     summary = summarise(rows, matrix)
     yield "Results", _results(workspace, rows)
-    theirs = published(matrix)
-    if len(theirs):
-        note = "<p>Figures of others, under their own protocols; nothing here is computed from them.</p>"
-        yield "Published elsewhere", note + _table(theirs, "published")
     places = list(dict.fromkeys(cell.group[:2] for cell in matrix.cells))
     for title, note, draw in (
         (
@@ -98,6 +94,10 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
             "Pictures",
             f"<p>Where {escape(second)} gains and loses most against {escape(first)}.</p>{shown}",
         )
+    theirs = published(matrix)
+    if len(theirs):
+        note = "<p>Figures of others, under their own protocols; nothing here is computed from them.</p>"
+        yield "Published elsewhere", note + _table(theirs, "published")
     yield "Provenance", _provenance(workspace)
 
 

@@ -41,7 +41,7 @@ figcaption { color: var(--soft); margin-bottom: 6px; }
 .pair { border-top: 1px solid var(--line); padding-top: 14px; }
 .pair div { margin-top: 6px; }
 .pair span { display: block; font-size: 13px; color: var(--soft); }
-.pair img { width: 100%; display: block; border-radius: 6px; border: 1px solid var(--line); }
+.pair img { width: 100%; max-width: 960px; display: block; border-radius: 6px; border: 1px solid var(--line); }
 details summary { cursor: pointer; }
 details code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 60ch; color: var(--soft);
   margin-top: 6px; }
