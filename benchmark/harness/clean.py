@@ -49,8 +49,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_unfinished(output: Path) -> None:
-    """Remove what writers left half-written when they were killed; call it with the folder's lock held."""
+def remove_unfinished(workspace: Workspace) -> None:
+    """Remove what writers left half-written when they were killed; call it with the folder's lock held.
+
+    Cells that a cluster may be running are left alone.
+    """
+    output = workspace.output
+    there = {slug for slug, state in workspace.states.items() if (state.attempt or {}).get("job")}
     for pattern in (".*.tmp", "cells/*/.*.tmp", "cells/*/attempts/.*.tmp"):
         for path in output.glob(pattern):
-            path.unlink(missing_ok=True)
+            if there.isdisjoint(path.relative_to(output).parts):
+                path.unlink(missing_ok=True)

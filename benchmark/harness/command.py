@@ -84,6 +84,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run("--partition", metavar="NAME", help="SLURM partition")
     run("--account", metavar="NAME", help="SLURM account")
     run("--max-cells", type=_count, default=32, metavar="N", help="cells at a time on SLURM (default 32)")
+    run(
+        "--job-minutes",
+        type=_count,
+        default=1440,
+        metavar="N",
+        help="wall time of a job; it is queued again after",
+    )
     run("--train-script", type=Path, default=TRAIN_SCRIPT, metavar="FILE", help="what trains a cell")
 
     other = parser.add_argument_group("other verbs").add_argument

@@ -176,6 +176,16 @@ def new_attempt(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
     return attempt
 
 
+def start_attempt(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Note that a training starts, in the attempt that was waiting for it or in a new one, and return it."""
+    attempt = last_attempt(folder)
+    if attempt is None or attempt.get("state") != QUEUED:
+        return new_attempt(folder, RUNNING, **facts)
+    attempt |= {"state": RUNNING, "started": now(), "host": os.uname().nodename, **facts}
+    save_attempt(folder, attempt)
+    return attempt
+
+
 def save_attempt(folder: Path, attempt: dict[str, Any]) -> None:
     """Write an attempt in the place of what was known of it."""
     path = folder / ATTEMPTS_FOLDER / f"{attempt['number']:04d}.json"

@@ -28,11 +28,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a cell runs: on GPUs, or on the CPU if there are none; ``promise`` is the memory on each GPU."""
+    """Where a cell runs: on GPUs, or on the CPU if there are none; ``promise`` is the memory on each GPU.
+
+    ``processes`` tells the training how many GPUs it has where somebody else has chosen them.
+    """
 
     gpus: tuple[int, ...] = ()
     promise: float = 0.0
     threads: int | None = None
+    processes: int = 0
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables that keep a training in its place."""
@@ -43,7 +47,8 @@ class Slot:
 
     def arguments(self) -> list[str]:
         """Return what the training must be told."""
-        return ["--num-gpus", str(len(self.gpus))] if len(self.gpus) > 1 else []
+        count = max(len(self.gpus), self.processes)
+        return ["--num-gpus", str(count)] if count > 1 else []
 
     def __str__(self) -> str:
         return f"gpu {','.join(map(str, self.gpus))}" if self.gpus else "cpu"

@@ -18,6 +18,7 @@ from harness.slots import Slot
 
 # Every process of a cell carries its folder in this variable; that is how strays are found.
 CELL_VARIABLE = "RUN_MATRIX_CELL"
+JOB_VARIABLE = "SLURM_JOB_ID"
 # A training that is asked to stop finishes its iteration and saves a checkpoint.
 STOP_SECONDS = 60.0
 LOCK_SECONDS = 5.0
@@ -46,7 +47,7 @@ class Training:
         held = _lock(self.folder)
         words = [*command(cell, script, output), *slot.arguments()]
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
-        self._attempt = files.new_attempt(self.folder, files.RUNNING, slot=str(slot))
+        self._attempt = files.start_attempt(self.folder, slot=str(slot))
         self.beat()
         # Only a damaged one can be here; the training would take it for its own and do nothing.
         (self.folder / RESULT_FILE).unlink(missing_ok=True)
@@ -142,10 +143,11 @@ def _lock(folder: Path) -> "files.IO[str]":
 def processes_of(folder: Path) -> list[tuple[int, Path]]:
     """Return every process that was started for a cell in ``folder`` or below: its id and its cell's folder.
 
-    Looks at the environment of all processes of this user; where there is no /proc it finds none.
+    Looks at the environment of all processes of this user; where there is no /proc it finds none. Processes of
+    another job of a cluster are that job's.
     """
-    mark = f"{CELL_VARIABLE}=".encode()
     top = str(folder.resolve()).encode()
+    own_job = os.environ.get(JOB_VARIABLE, "").encode()
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         if not name.isdigit():
@@ -154,8 +156,10 @@ def processes_of(folder: Path) -> list[tuple[int, Path]]:
             content = Path(f"/proc/{name}/environ").read_bytes()
         except OSError:
             continue
-        place = next((item[len(mark) :] for item in content.split(b"\0") if item.startswith(mark)), b"")
-        if place == top or place.startswith(top + b"/"):
+        items = dict(item.partition(b"=")[::2] for item in content.split(b"\0"))
+        place = items.get(CELL_VARIABLE.encode(), b"")
+        is_ours = items.get(JOB_VARIABLE.encode(), b"") == own_job
+        if is_ours and (place == top or place.startswith(top + b"/")):
             found.append((int(name), Path(os.fsdecode(place))))
     return [(pid, place) for pid, place in found if pid != os.getpid()]
 

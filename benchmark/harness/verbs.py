@@ -53,7 +53,7 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
         strays = end_strays(output)
         if strays:
             console.say(f"ended {strays} trainings that an earlier run had left behind")
-        clean.remove_unfinished(output)
+        clean.remove_unfinished(workspace)
         workspace = _open(options)
         labels = _labels(workspace)
         _say_kept(workspace, labels, console)

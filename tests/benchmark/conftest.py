@@ -28,6 +28,8 @@ with open(output / "where.txt", "a") as file:
 is_first = len((output / "starts.txt").read_text().splitlines()) == 1
 if is_first and keys.get("STUB.KILL_ONCE"):
     os.kill(os.getpid(), signal.SIGKILL)
+if is_first and keys.get("STUB.SLOW_ONCE"):
+    time.sleep(1000)
 if is_first and keys.get("STUB.FAIL_ONCE"):
     time.sleep(float(keys.get("STUB.STEP_SECONDS", 0)))
     sys.exit(keys["STUB.FAIL_ONCE"])
