@@ -12,6 +12,8 @@ from harness.training import STOP_SECONDS, Training
 
 STOP_FILE = "stop"
 POLL_SECONDS = 0.5
+# SLURM signals every process of a job; this one is for submitit, and would end the training at once.
+DEAF_TO_SLURM = ("/bin/sh", "-c", """trap '' USR2; exec "$@\"""", "sh")
 
 
 class CellJob:
@@ -33,7 +35,7 @@ class CellJob:
         tries = 0
         while True:
             slot = Slot(processes=self._cell.resources.gpus)
-            self._training = Training(self._cell, self._script, self._output, slot)
+            self._training = Training(self._cell, self._script, self._output, slot, DEAF_TO_SLURM)
             while not self._training.has_ended():
                 if (folder / STOP_FILE).exists():
                     self._stop()

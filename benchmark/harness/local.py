@@ -1,6 +1,7 @@
 """Run cells on this machine, as many at a time as there are places."""
 
 import contextlib
+import itertools
 import os
 import select
 import time
@@ -87,6 +88,7 @@ class LocalExecutor:
                     self._heed_signals()
                     if self._is_open():
                         self._start_what_fits()
+                        self._prepare()
                     self._wait()
                     self._collect()
                     self._show()
@@ -143,18 +145,28 @@ class LocalExecutor:
             for handle in handles:
                 os.close(handle)
 
+    def _prepare(self) -> None:
+        """Write the manifest of the cell that comes next, while the others train."""
+        for cell in itertools.islice(self._waiting, 1):
+            write_manifest(cell, self._matrix, self._output, command(cell, self._script, self._output))
+
     def _collect(self) -> None:
+        """Free the places of trainings that have ended, start the next ones, then note how the former ended."""
         ended = [training for training in self._running if training.has_ended()]
+        shared = [self._slots.is_shared(training.slot) for training in ended]
         for training in ended:
+            training.kill()
             self._running.remove(training)
-            is_shared = self._slots.is_shared(training.slot)
             self._slots.give_back(training.slot)
-            failure = training.finish()
             self._gpu_seconds += training.seconds * len(training.slot.gpus)
-            self._judge(training, failure, is_shared)
         limit = self._limits.gpu_hours
         if limit is not None and self._gpu_seconds > limit * 3600 and self._waiting and not self._is_closed:
             self._close(f"the budget of GPU hours is spent; {len(self._waiting)} cells are not started")
+        # Whether one has failed must be known first where that ends the run.
+        if self._is_open() and not self._limits.fail_fast and all(t.process.returncode == 0 for t in ended):
+            self._start_what_fits()
+        for training, was_shared in zip(ended, shared, strict=True):
+            self._judge(training, training.finish(), was_shared)
 
     def _judge(self, training: Training, failure: Failure | None, was_shared: bool) -> None:
         """Say how a training ended, and try again where that helps."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import folder as files
@@ -33,7 +34,10 @@ def command(cell: Cell, script: Path, output: Path) -> list[str]:
 class Training:
     """A running cell. Its output goes to ``stdout.txt`` and ``stderr.txt`` in the cell's folder."""
 
-    def __init__(self, cell: Cell, script: Path, output: Path, slot: Slot) -> None:
+    def __init__(
+        self, cell: Cell, script: Path, output: Path, slot: Slot, launcher: Sequence[str] = ()
+    ) -> None:
+        """Start it. ``launcher`` is put before the command."""
         self.cell = cell
         self.slot = slot
         self.folder = cell.folder(output)
@@ -41,14 +45,13 @@ class Training:
         self.start = time.monotonic()
         self._errors = self.folder / STDERR_FILE
         self._errors_before = self._errors.stat().st_size if self._errors.exists() else 0
+        self._end = 0.0
         self._is_stopped = False
         self._is_late = False
         self._last_beat = 0.0
         held = _lock(self.folder)
-        words = [*command(cell, script, output), *slot.arguments()]
+        words = [*launcher, *command(cell, script, output), *slot.arguments()]
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
-        self._attempt = files.start_attempt(self.folder, slot=str(slot))
-        self.beat()
         # Only a damaged one can be here; the training would take it for its own and do nothing.
         (self.folder / RESULT_FILE).unlink(missing_ok=True)
         with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
@@ -62,22 +65,28 @@ class Training:
                 pass_fds=(held.fileno(),),
                 start_new_session=True,
             )
+        try:
+            self._attempt = files.start_attempt(self.folder, slot=str(slot))
+            self.beat()
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def seconds(self) -> float:
-        """How long it has been running."""
-        return time.monotonic() - self.start
+        """How long it has been running, or ran."""
+        return (self._end or time.monotonic()) - self.start
 
     def has_ended(self) -> bool:
         """Return whether the training is over; one that takes longer than its time-out is ended."""
         if self.process.poll() is not None:
             return True
+        self.beat()
         limit = self.cell.resources.timeout_hours
         if limit is not None and self.seconds > limit * 3600 and not self._is_stopped:
             self._is_late = True
             self.kill()
             return True
-        self.beat()
         return False
 
     def beat(self) -> None:
@@ -97,6 +106,7 @@ class Training:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._end = self._end or time.monotonic()
 
     def finish(self) -> Failure | None:
         """Clear away what is left of the training, note how it ended, and return why it failed, if it did."""

@@ -114,7 +114,8 @@ class Bench:
         return subprocess.run(self.command(*options, verb=verb), capture_output=True, text=True, check=False)
 
     def folders(self) -> list[Path]:
-        return sorted((self.output / "cells").iterdir())
+        """Return the folders of the cells that were started."""
+        return sorted(path for path in (self.output / "cells").iterdir() if (path / "attempts").exists())
 
     def starts(self) -> list[int]:
         """Return how often each cell was started."""
