@@ -259,6 +259,204 @@ def test_a_finished_run_shows_its_result_again(
     assert "nothing to do" in outcome.err
 
 
+# ----------------------------------------------------------------------------------------------------------
+# Damaged checkpoints
+
+
+def _stop_at(
+    iteration: int, command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> None:
+    _at_step(monkeypatch, iteration, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder, *more))
+
+
+def _flip_a_bit_of_a_weight(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    place = content.index(torch.load(file, weights_only=True)["model"]["backbone.weight"].numpy().tobytes())
+    content[place + 9] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-700]),
+    "empty": lambda file: file.write_bytes(b""),
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "one bit": _flip_a_bit_of_a_weight,
+    "lost": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    damage: str,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(11, command, folder, monkeypatch)
+    DAMAGES[damage](folder / "model_0000009.pth")
+    outcome = command(*_arguments(folder, "--resume"))
+    assert outcome.code == 0, outcome.err
+    assert "last_checkpoint names 'model_0000009.pth': going on from model_0000004.pth instead" in outcome.err
+    assert damage == "lost" or "model_0000009.pth cannot be read" in outcome.err
+    _assert_equal(_state(folder), undisturbed)
+
+
+@pytest.mark.parametrize("content", ["", "\0\0\0", "../else.pth", "model_9999999.pth", None])
+def test_a_last_checkpoint_file_that_is_damaged_or_lost_is_done_without(
+    content: str | None,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(7, command, folder, monkeypatch)
+    if content is None:
+        (folder / "last_checkpoint").unlink()
+        assert "holds this run up to model_0000004.pth; add --resume" in command(*_arguments(folder)).line
+    else:
+        (folder / "last_checkpoint").write_text(content)
+    outcome = command(*_arguments(folder, "--resume"))
+    assert outcome.code == 0, outcome.err
+    assert "going on from model_0000004.pth instead" in outcome.err
+    _assert_equal(_state(folder), undisturbed)
+
+
+def test_weights_alone_are_no_checkpoint_to_resume(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert command().code == 0
+    (run / "result.json").unlink()
+    (run / "last_checkpoint").write_text("model_best.pth")
+    line = command("--resume").line
+    assert "model_best.pth holds weights alone" in line
+
+
+def test_old_checkpoints_go_when_only_the_newest_are_to_stay(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    keep = ("SOLVER.CHECKPOINT_KEEP", "2", "SOLVER.CHECKPOINT_PERIOD", "2")
+    _stop_at(9, command, folder, monkeypatch, *keep)
+    assert {path.name for path in folder.glob("model_*")} == {
+        *("model_0000005.pth", "model_0000007.pth"),
+        "model_best.pth",
+    }
+    assert command(*_arguments(folder, *keep, "--resume")).code == 0
+    assert {path.name for path in folder.glob("model_*")} == {
+        *("model_0000009.pth", "model_0000011.pth"),
+        *("model_best.pth", "model_final.pth"),
+    }
+    _assert_equal(_state(folder)["model"], undisturbed["model"])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is changed on resume: exact, refused, or named
+
+
+def test_an_override_that_enters_the_training_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    for key, value, was in (
+        ("SOLVER.IMS_PER_BATCH", "4", "2"),
+        ("SOLVER.ACCUMULATE", "2", "1"),
+        ("INPUT.CROP.SIZE", "[12, 12]", r"[16, 16]"),
+        ("SEED", "8", "7"),
+    ):
+        assert (
+            f"{key} is {was} there and {value} here"
+            in command(*_arguments(folder, key, value, "--resume")).line
+        )
+    longer = command(*_arguments(folder), "SOLVER.MAX_ITER", "24", "--resume").line
+    assert "SOLVER.MAX_ITER is 12 there and 24 here" in longer
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_another_number_of_loader_workers_is_exact(
+    workers: str,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch, "DATALOADER.NUM_WORKERS", "2" if workers == "1" else "0")
+    outcome = command(*_arguments(folder, "--resume", "DATALOADER.NUM_WORKERS", workers))
+    assert outcome.code == 0
+    assert "changed since the run began" not in outcome.err
+    _assert_equal(_state(folder), undisturbed)
+
+
+def test_another_output_directory_is_exact(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stop_at(6, command, tmp_path / "killed", monkeypatch)
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    assert command(*_arguments(tmp_path / "moved", "--resume")).code == 0
+    _assert_equal(_state(tmp_path / "moved"), undisturbed)
+
+
+def test_what_does_not_enter_the_training_is_named(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "0.4.1"
+    manifest["device"] = "cuda"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    outcome = command(*_arguments(folder, "TEST.PICTURES", "0", "--resume"))
+    assert outcome.code == 0
+    for said in (
+        "changed since the run began: TEST.PICTURES is 1 there and 0 here",
+        "changed since the run began: torch is 0.4.1 there and " + torch.__version__,
+        "changed since the run began: the device is cuda there and cpu here",
+    ):
+        assert said in outcome.err
+        assert said in (folder / "log.txt").read_text()
+    _assert_equal(_state(folder)["model"], undisturbed["model"])
+
+
+def test_training_data_of_another_size_are_refused(
+    own_data_root: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    for kind in ("images", "annotations"):
+        (own_data_root / "tiny" / kind / "train/5.png").unlink()
+    assert "had 6 images when the run began and have 5 now" in command(*_arguments(folder, "--resume")).line
+
+
+def test_keys_that_are_newer_than_the_run_do_not_matter_while_they_change_nothing(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["config"]["SOLVER.ACCUMULATE"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused = command(*_arguments(folder, "SOLVER.ACCUMULATE", "2", "--resume")).line
+    assert "SOLVER.ACCUMULATE is 1 there and 2 here" in refused
+    assert command(*_arguments(folder, "--resume")).code == 0
+    _assert_equal(_state(folder)["model"], undisturbed["model"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_resuming_in_mixed_precision_with_accumulation_is_exact(
+    dtype: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.ACCUMULATE", "2")
+    assert command(*_arguments(tmp_path / "undisturbed", *options)).code == 0
+    _stop_at(8, command, tmp_path / "killed", monkeypatch, *options)
+    assert command(*_arguments(tmp_path / "killed", *options, "--resume")).code == 0
+    _assert_equal(_state(tmp_path / "killed"), _state(tmp_path / "undisturbed"))
+
+
 @pytest.mark.slow
 def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, config: Path) -> None:
     folder = tmp_path / "killed"
