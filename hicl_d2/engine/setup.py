@@ -18,6 +18,7 @@ from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.preflight import check_datasets
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.manifest import State, check_output, read_manifest
+from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.errors import InputError, listing, nearest
 from hicl_d2.weights import check_address
@@ -71,7 +72,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
     for key, bound in {**least, "CHECKPOINT_KEEP": 0, "NONFINITE_LIMIT": 0}.items():
         if solver[key] < bound:
             raise InputError(f"SOLVER.{key} is {solver[key]}; it must be {bound} or more")
-    processes = args.num_gpus * args.num_machines
+    processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot share evenly"

@@ -140,9 +140,12 @@ class StepTrainer(SimpleTrainer):
 
     def _skip_or_raise(self, figures: Mapping[str, Tensor], data: Any, before: list[Tensor]) -> None:
         """Save the batch, then leave the model as it was before the step, or raise when it is enough."""
-        place = self._save_batch(figures, data) if _bad(figures) else ""
-        reports = comm.all_gather(self._report(figures, data) + place if _bad(figures) else "")
-        report = next(text for text in reports if text)
+        own = _bad(figures)
+        # The gradients of all processes are one sum: a bad one is the fault of those whose losses are bad, if any.
+        has_bad_loss = bool(own) and GRADIENT not in own
+        is_mine = has_bad_loss if any(comm.all_gather(has_bad_loss)) else bool(own)
+        report = self._report(figures, data) + self._save_batch(figures, data) if is_mine else ""
+        report = next(text for text in comm.all_gather(report) if text)
         if self.skipped >= self.nonfinite_limit:
             so_far = f"after {self.skipped} that were skipped; " if self.skipped else ""
             raise NonFiniteLossError(

@@ -34,6 +34,8 @@ def main(args: Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     if args.download:
         os.environ[DOWNLOAD] = "1"  # the other processes inherit it
+    if processes.is_restarted():
+        args.resume = True
     state = check_before_start(cfg, args)
     if state == "finished":
         _show_finished(cfg)
