@@ -145,7 +145,8 @@ class StepTrainer(SimpleTrainer):
         has_bad_loss = bool(own) and GRADIENT not in own
         is_mine = has_bad_loss if any(comm.all_gather(has_bad_loss)) else bool(own)
         report = self._report(figures, data) + self._save_batch(figures, data) if is_mine else ""
-        report = next(text for text in comm.all_gather(report) if text)
+        # What one process gathers from another may spoil its loss too: the cause is where most terms are bad.
+        _, report = max(comm.all_gather((len(own) if is_mine else 0, report)), key=lambda found: found[0])
         if self.skipped >= self.nonfinite_limit:
             so_far = f"after {self.skipped} that were skipped; " if self.skipped else ""
             raise NonFiniteLossError(
