@@ -41,6 +41,12 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
+    cfg.SOLVER.ACCUMULATE = 1
+    # Iterations that are skipped because a loss or gradient is not finite before the run stops; 0: the first one stops it.
+    cfg.SOLVER.NONFINITE_LIMIT = 0
+    # How many of the newest numbered checkpoints stay on the disk (0: all); the best and the final one stay anyway.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
     # Colour augmentation of SSD: brightness, contrast, saturation and hue, each half of the time.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.

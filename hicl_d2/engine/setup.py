@@ -12,10 +12,13 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, test_image_sizes
+from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.manifest import State, check_output, read_manifest
+from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.errors import InputError, listing, nearest
 from hicl_d2.modeling import check_model_config, check_test_sizes
+from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +46,20 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
             f"it is one of {listing(PRECISIONS)}"
         )
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if solver[key] < 1:
-            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be 1 or more")
-    processes = args.num_gpus * args.num_machines
+    least = {"MAX_ITER": 1, "IMS_PER_BATCH": 1, "CHECKPOINT_PERIOD": 1, "ACCUMULATE": 1}
+    for key, bound in {**least, "CHECKPOINT_KEEP": 0, "NONFINITE_LIMIT": 0}.items():
+        if solver[key] < bound:
+            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be {bound} or more")
+    processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot share evenly"
+        )
+    share = solver.IMS_PER_BATCH // processes
+    if not args.eval_only and share % solver.ACCUMULATE and not solver.REFERENCE_WORLD_SIZE:
+        raise InputError(
+            f"a process has {share} images of a batch, which SOLVER.ACCUMULATE {solver.ACCUMULATE} cannot divide "
+            "evenly"
         )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise InputError("DATASETS.TEST names no data set to evaluate on")
@@ -57,12 +67,14 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if args.resume and last.is_file():
-        checkpoint = last.parent / last.read_text().strip()
-        if not checkpoint.is_file():
+    check_address(weights)
+    name = named_last(cfg.OUTPUT_DIR)
+    if args.resume and name is not None:
+        is_there = (Path(cfg.OUTPUT_DIR) / name).is_file()
+        if not is_there and (args.eval_only or not resumable_checkpoints(cfg.OUTPUT_DIR)):
             raise InputError(
-                f"{last} names {checkpoint.name}, which is not there; write an existing file's name into it"
+                f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
+                "into it"
             )
     elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().is_file():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")

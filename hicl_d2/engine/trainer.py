@@ -66,9 +66,20 @@ class Trainer(DefaultTrainer):
         device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
-        self._trainer = StepTrainer(model, data_loader, optimizer, seed=cfg.SEED, precision=precision)
+        self._trainer = StepTrainer(
+            model,
+            data_loader,
+            optimizer,
+            seed=cfg.SEED,
+            precision=precision,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            nonfinite_limit=cfg.SOLVER.NONFINITE_LIMIT,
+            nonfinite_folder=Path(cfg.OUTPUT_DIR) / "nonfinite",
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpoints(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpoints(
+            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.CHECKPOINT_KEEP, trainer=weakref.proxy(self)
+        )
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
