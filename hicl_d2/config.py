@@ -5,6 +5,7 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def get_hicl_cfg() -> CfgNode:
 def add_hicl_config(cfg: CfgNode) -> None:
     """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
+    _add_mask_former_keys(cfg)
+    _add_swin_keys(cfg)
     _add_branch_keys(cfg)
 
 
@@ -37,16 +40,109 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Weight decay of embeddings (learned queries, levels).
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Colour augmentation of SSD: brightness, contrast, saturation and hue, each half of the time.
     cfg.INPUT.COLOR_AUG_SSD = False
+    # Mask2Former's name of the mapper that reads an image and its label map; no other is offered.
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Side of the square that training images smaller than it are padded to; below 1: the crop's size.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.
     cfg.MODEL.SEM_SEG_HEAD.HEAD_CHANNELS = 256
     # Share of the hardest pixels that Panoptic-DeepLab's loss averages (hard_pixel_mining).
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.2
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
+
+
+def _add_mask_former_keys(cfg: CfgNode) -> None:
+    """Add the keys of Mask2Former, with the names and defaults of the original project."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # Channels of the mask features, and layers of the deformable encoder before them.
+    head.MASK_DIM = 256
+    head.TRANSFORMER_ENC_LAYERS = 0
+    # Pixel decoder; MSDeformAttnPixelDecoder is the one offered.
+    head.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    # Features that the deformable encoder reads: the three coarsest of IN_FEATURES.
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    # Points per head and heads of the deformable attention; 4, and MASK_FORMER.NHEADS, are offered.
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+
+    settings = cfg.MODEL.MASK_FORMER = CfgNode()
+    # Whether every layer of the decoder has losses, or the last alone.
+    settings.DEEP_SUPERVISION = True
+    # Weights of the losses, and of "no object" within the classes.
+    settings.NO_OBJECT_WEIGHT = 0.1
+    settings.CLASS_WEIGHT = 1.0
+    settings.DICE_WEIGHT = 1.0
+    settings.MASK_WEIGHT = 20.0
+    # Heads of attention, dropout in the pixel decoder, width of the decoder's hidden layers.
+    settings.NHEADS = 8
+    settings.DROPOUT = 0.1
+    settings.DIM_FEEDFORWARD = 2048
+    # Unused by Mask2Former; here so that the original's files load.
+    settings.ENC_LAYERS = 0
+    # Predictions of the decoder: that of the learned queries, then one per layer.
+    settings.DEC_LAYERS = 6
+    # Whether layers normalise before their work instead of after it.
+    settings.PRE_NORM = False
+    # Width of the decoder and number of its queries.
+    settings.HIDDEN_DIM = 256
+    settings.NUM_OBJECT_QUERIES = 100
+    # What the decoder attends to; multi_scale_pixel_decoder is the one offered.
+    settings.TRANSFORMER_IN_FEATURE = "res5"
+    # Whether the decoder projects its input even where the widths are equal.
+    settings.ENFORCE_INPUT_PROJ = False
+    # Decoder; MultiScaleMaskedTransformerDecoder is the one offered.
+    settings.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    # Images are padded to a multiple of this; below 0: of what the backbone asks for.
+    settings.SIZE_DIVISIBILITY = 32
+    # Points that a mask loss is taken at, how many times as many are drawn, and the share of the uncertain ones.
+    settings.TRAIN_NUM_POINTS = 112 * 112
+    settings.OVERSAMPLE_RATIO = 3.0
+    settings.IMPORTANCE_SAMPLE_RATIO = 0.75
+    settings.TEST = CfgNode()
+    # What a test gives; semantic segmentation is offered.
+    settings.TEST.SEMANTIC_ON = True
+    settings.TEST.INSTANCE_ON = False
+    settings.TEST.PANOPTIC_ON = False
+    # Thresholds of panoptic inference; unused here.
+    settings.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    settings.TEST.OVERLAP_THRESHOLD = 0.0
+    # Whether masks are resized to the output before they are summed, which takes more memory.
+    settings.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_swin_keys(cfg: CfgNode) -> None:
+    """Add the keys of the backbone D2SwinTransformer, with the names and defaults of Mask2Former's project."""
+    swin = cfg.MODEL.SWIN = CfgNode()
+    # Size of the images it was pretrained on (for absolute positions), and of its patches.
+    swin.PRETRAIN_IMG_SIZE = 224
+    swin.PATCH_SIZE = 4
+    # Channels of the first stage; blocks and heads per stage; side of the windows; width of hidden layers over channels.
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.MLP_RATIO = 4.0
+    # Whether query, key and value have biases; factor of their products (None: 1 / sqrt(channels of a head)).
+    swin.QKV_BIAS = True
+    swin.QK_SCALE = None
+    # Dropout, of attention too, and the share of paths left out in the last block.
+    swin.DROP_RATE = 0.0
+    swin.ATTN_DROP_RATE = 0.0
+    swin.DROP_PATH_RATE = 0.3
+    # Whether positions are learned, and patches normalised.
+    swin.APE = False
+    swin.PATCH_NORM = True
+    # Stages that are given out, of res2 (stride 4) to res5 (stride 32).
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Whether activations are computed again in the backward pass, which saves memory.
+    swin.USE_CHECKPOINT = False
 
 
 def _add_branch_keys(cfg: CfgNode) -> None:
@@ -124,9 +220,29 @@ class _SafeLoader(yaml.SafeLoader):
 def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
     raise InputError(
         f"{node.start_mark.name}:{node.start_mark.line + 1}: the tag !!python/{suffix} would run code and is refused; "
-        "write the value itself (a list, a number, a string)"
+        f"write {_without_code(node)}"
     )
 
+
+def _without_code(node: yaml.Node) -> str:
+    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
+    found = _SCALED_SIZES.search("".join(str(part.value) for part in _scalars(node)))
+    if found is None:
+        return "the value itself (a list, a number, a string)"
+    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
+    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _scalars(part)
+
+
+# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
+_SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
 
 _SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse_tag)
 
