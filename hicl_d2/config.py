@@ -32,6 +32,7 @@ def add_hicl_config(cfg: CfgNode) -> None:
     _add_training_keys(cfg)
     _add_mask_former_keys(cfg)
     _add_swin_keys(cfg)
+    _add_backbone_keys(cfg)
     _add_branch_keys(cfg)
 
 
@@ -145,6 +146,22 @@ def _add_swin_keys(cfg: CfgNode) -> None:
     swin.USE_CHECKPOINT = False
 
 
+def _add_backbone_keys(cfg: CfgNode) -> None:
+    """Add the keys of backbones from transformers and timm."""
+    transformers = cfg.MODEL.TRANSFORMERS = CfgNode()
+    # Type of the model ("convnext", "swin", "resnet", "dinov2", "segformer", ...) or a folder with its config.json.
+    transformers.NAME = "convnext"
+    # Features that are given out, under transformers' names.
+    transformers.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    # Settings of transformers' own config of that type.
+    transformers.SETTINGS = CfgNode(new_allowed=True)
+    timm = cfg.MODEL.TIMM = CfgNode()
+    # Name of a model in timm.list_models(); features that are given out, res{n} for the stride 2^n; its own arguments.
+    timm.NAME = "resnet50"
+    timm.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    timm.SETTINGS = CfgNode(new_allowed=True)
+
+
 def _add_branch_keys(cfg: CfgNode) -> None:
     """Add MODEL.HICL, read by the meta-architecture ``HiCL``. Lists of one value hold for every window."""
     hicl = cfg.MODEL.HICL = CfgNode()
@@ -156,7 +173,8 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.FEATURE = "sem_seg_head.predictor"
     # Which side of that module: its "input" or its "output".
     hicl.FEATURE_SIDE = "input"
-    # Module whose output is the class logits (B, K, h, w), for confidence and hard anchors; "" does without.
+    # Module whose output is the class logits (B, K, h, w), for confidence and hard anchors, or what the model makes
+    # logits of (sem_seg_head.predictor of Mask2Former); "" does without.
     hicl.LOGITS = "sem_seg_head.predictor"
     # Module whose input is the padded image batch, which the labels are aligned to.
     hicl.IMAGE = "backbone"

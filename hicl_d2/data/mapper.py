@@ -53,13 +53,14 @@ class SemanticMapper:
         """Return the arguments that ``cfg`` stands for: resize and, in training, crop, colour and flip."""
         crop = cfg.INPUT.CROP
         fixed_size = is_train and crop.ENABLED and crop.TYPE == "absolute"
+        side = cfg.INPUT.get("SIZE_DIVISIBILITY", -1) if is_train else -1
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pad_to": tuple(crop.SIZE) if fixed_size else None,
+            "pad_to": (side, side) if side > 0 else tuple(crop.SIZE) if fixed_size else None,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:

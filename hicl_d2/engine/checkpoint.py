@@ -20,6 +20,7 @@ from hicl_d2.d2.utils import PathManager
 from hicl_d2.engine.console import console
 from hicl_d2.engine.files import atomic_open, read_json, write_json
 from hicl_d2.errors import InputError, one_line
+from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +128,22 @@ class Checkpoints(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return super()._load_file(filename)
+            return self._load_known_names(filename)
         except UNREADABLE as error:
             reason = one_line(error)[:160] or "it ends too early"
             raise InputError(
                 f"weights {filename} cannot be read ({type(error).__name__}: {reason})"
             ) from None
+
+    def _load_known_names(self, filename: str) -> dict[str, Any]:
+        """Return the checkpoint in ``filename``, weights as others publish them under names that can be matched."""
+        foreign = read_foreign_file(filename)
+        if foreign is None:
+            checkpoint = super()._load_file(filename)
+            foreign = with_known_names(checkpoint["model"])
+            if foreign is None:
+                return checkpoint
+        return {"model": foreign, "matching_heuristics": True}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         in_file = sum(_counts(name) for name in checkpoint["model"])
@@ -154,7 +165,10 @@ class Checkpoints(DetectionCheckpointer):
         With ``whole``, all of the model must be in the file, as an evaluation needs; otherwise a part is
         enough. Raises InputError that counts what was missing, left over and of another shape.
         """
-        self.load(path, checkpointables=[])
+        if path and Path(path).is_dir():  # a Hugging Face folder, which no checkpointer takes for a file
+            self._load_model(self._load_file(path))
+        else:
+            self.load(path, checkpointables=[])
         if self.fit is None:
             return
         if not self.fit.is_enough or (whole and not self.fit.is_whole):

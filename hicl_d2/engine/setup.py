@@ -86,7 +86,7 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
             raise InputError(
                 f"{last} names {checkpoint.name}, which is not there; write an existing file's name into it"
             )
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().is_file():
+    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
     elif args.eval_only and not weights:
         raise InputError(

@@ -11,7 +11,9 @@ from hicl_d2.modeling.backbones.dilated_resnet import (
     build_dilated_resnet_backbone,
     build_resnet_deeplab_backbone,
 )
+from hicl_d2.modeling.backbones.hugging_face import build_transformers_backbone
 from hicl_d2.modeling.backbones.swin import D2SwinTransformer
+from hicl_d2.modeling.backbones.timm import build_timm_backbone
 from hicl_d2.modeling.check import check_model_config, check_test_sizes
 from hicl_d2.modeling.heads.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from hicl_d2.modeling.heads.panoptic_deeplab import PanopticDeepLabSemSegHead
@@ -19,7 +21,13 @@ from hicl_d2.modeling.mask_former.head import MaskFormerHead
 from hicl_d2.modeling.mask_former.model import MaskFormer
 from hicl_d2.modeling.registration import register_if_free
 
-for _backbone in (build_dilated_resnet_backbone, build_resnet_deeplab_backbone, D2SwinTransformer):
+for _backbone in (
+    build_dilated_resnet_backbone,
+    build_resnet_deeplab_backbone,
+    build_transformers_backbone,
+    build_timm_backbone,
+    D2SwinTransformer,
+):
     register_if_free(BACKBONE_REGISTRY, _backbone)
 for _head in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead, MaskFormerHead):
     register_if_free(SEM_SEG_HEADS_REGISTRY, _head)
@@ -36,6 +44,8 @@ __all__ = [
     "MaskFormerHead",
     "PanopticDeepLabSemSegHead",
     "build_dilated_resnet_backbone",
+    "build_timm_backbone",
+    "build_transformers_backbone",
     "check_model_config",
     "check_test_sizes",
 ]

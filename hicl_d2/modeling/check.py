@@ -20,6 +20,7 @@ from hicl_d2.modeling.backbones.dilated_resnet import (
     dilated_resnet_strides,
 )
 from hicl_d2.modeling.losses import LOSS_TYPES
+from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
@@ -65,6 +66,7 @@ def check_model_config(cfg: CfgNode) -> None:
         check_swin(model.SWIN)
     if base_architecture(cfg) in MASK_FORMERS:
         check_mask_former(cfg)
+    check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
         return
@@ -274,6 +276,13 @@ def training_crop(cfg: CfgNode) -> tuple[int, int] | None:
     if len(crop.SIZE) != 2 or not all(isinstance(side, int) and side > 0 for side in crop.SIZE):
         raise InputError(f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; it must be height and width in pixels")
     return crop.SIZE[0], crop.SIZE[1]
+
+
+def blank_size(cfg: CfgNode) -> tuple[int, int]:
+    """Return height and width of an image that the model of ``cfg`` can be tried on."""
+    crop = cfg.INPUT.CROP
+    fixed = crop.ENABLED and crop.TYPE == "absolute"
+    return (crop.SIZE[0], crop.SIZE[1]) if fixed else (128, 128)
 
 
 def _check_name(registry: Registry, key: str, name: str) -> None:

@@ -44,6 +44,8 @@ class _Then:
 class D2SwinTransformer(Rehomed, Backbone):
     """Transformers' Swin as a backbone that gives out ``res2`` (stride 4) to ``res5`` (stride 32)."""
 
+    _runner: Any
+
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         """Build it as MODEL.SWIN says. Raises InputError for settings that are not offered."""
         from transformers import SwinConfig
@@ -53,21 +55,21 @@ class D2SwinTransformer(Rehomed, Backbone):
         settings = cfg.MODEL.SWIN
         check_swin(settings)
         stages = [int(name[-1]) - 1 for name in settings.OUT_FEATURES]
-        arguments: dict[str, Any] = dict(
-            image_size=settings.PRETRAIN_IMG_SIZE,
-            patch_size=settings.PATCH_SIZE,
-            num_channels=input_shape.channels,
-            embed_dim=settings.EMBED_DIM,
-            depths=list(settings.DEPTHS),
-            num_heads=list(settings.NUM_HEADS),
-            window_size=settings.WINDOW_SIZE,
-            mlp_ratio=settings.MLP_RATIO,
-            qkv_bias=settings.QKV_BIAS,
-            hidden_dropout_prob=settings.DROP_RATE,
-            attention_probs_dropout_prob=settings.ATTN_DROP_RATE,
-            drop_path_rate=settings.DROP_PATH_RATE,
-            out_features=[f"stage{stage}" for stage in stages],
-        )
+        arguments: dict[str, Any] = {
+            "image_size": settings.PRETRAIN_IMG_SIZE,
+            "patch_size": settings.PATCH_SIZE,
+            "num_channels": input_shape.channels,
+            "embed_dim": settings.EMBED_DIM,
+            "depths": list(settings.DEPTHS),
+            "num_heads": list(settings.NUM_HEADS),
+            "window_size": settings.WINDOW_SIZE,
+            "mlp_ratio": settings.MLP_RATIO,
+            "qkv_bias": settings.QKV_BIAS,
+            "hidden_dropout_prob": settings.DROP_RATE,
+            "attention_probs_dropout_prob": settings.ATTN_DROP_RATE,
+            "drop_path_rate": settings.DROP_PATH_RATE,
+            "out_features": [f"stage{stage}" for stage in stages],
+        }
         runner: Any = SwinBackbone(SwinConfig(**arguments))
         self.adopt(runner, list(_names(settings.DEPTHS, stages)))
         for stage, depth in enumerate(settings.DEPTHS):
@@ -96,7 +98,8 @@ class D2SwinTransformer(Rehomed, Backbone):
             attention.scaling = settings.QK_SCALE
         # In the original it is part of a checkpoint, and square.
         area = settings.WINDOW_SIZE**2
-        home.register_buffer("relative_position_index", home.relative_position_index.view(area, area))
+        positions = home.get_buffer("relative_position_index")
+        home.register_buffer("relative_position_index", positions.view(area, area))
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():

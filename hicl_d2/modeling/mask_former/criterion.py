@@ -34,20 +34,21 @@ class SetCriterion(Mask2FormerLoss):
         importance_sample_ratio: float,
         deep_supervision: bool,
     ) -> None:
-        settings: dict[str, Any] = dict(
-            num_labels=num_classes,
-            class_weight=class_weight,
-            mask_weight=mask_weight,
-            dice_weight=dice_weight,
-            no_object_weight=no_object_weight,
-            train_num_points=points,
-            oversample_ratio=oversample_ratio,
-            importance_sample_ratio=importance_sample_ratio,
-        )
+        settings: dict[str, Any] = {
+            "num_labels": num_classes,
+            "class_weight": class_weight,
+            "mask_weight": mask_weight,
+            "dice_weight": dice_weight,
+            "no_object_weight": no_object_weight,
+            "train_num_points": points,
+            "oversample_ratio": oversample_ratio,
+            "importance_sample_ratio": importance_sample_ratio,
+        }
         weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         super().__init__(Mask2FormerConfig(**settings), weights)
         self.deep_supervision = deep_supervision
 
+    @torch.compiler.disable  # matching leaves torch, and the number of masks differs from step to step
     def losses(
         self, predictions: Mapping[str, Any], labels: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> dict[str, Tensor]:
