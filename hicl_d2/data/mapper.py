@@ -10,6 +10,7 @@ import torch
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
+from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.reading import check_labels, check_sizes, read_image, read_labels
 from hicl_d2.errors import InputError
@@ -105,6 +106,13 @@ class SemanticMapper:
             return array
         widths = [(0, count) for count in missing] + [(0, 0)] * (array.ndim - 2)
         return np.pad(array, widths, constant_values=value)
+
+
+def build_train_mapper(cfg: CfgNode) -> Any:
+    """Return the mapper that the model of ``cfg`` trains with: Detectron2's for its Panoptic-DeepLab, else ours."""
+    model = cfg.MODEL
+    base = model.HICL.BASE if model.META_ARCHITECTURE == "HiCL" else model.META_ARCHITECTURE
+    return panoptic_deeplab_mapper(cfg) if base == "PanopticDeepLab" else SemanticMapper(cfg, True)
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:

@@ -64,6 +64,8 @@ def check_model_config(cfg: CfgNode) -> None:
             check_depth_of_deeplab(model.RESNETS)
     if model.BACKBONE.NAME == "D2SwinTransformer":
         check_swin(model.SWIN)
+    if base_architecture(cfg) == "PanopticDeepLab":
+        check_panoptic_deeplab(cfg)
     if base_architecture(cfg) in MASK_FORMERS:
         check_mask_former(cfg)
     check_images_suit_weights(cfg)
@@ -133,6 +135,24 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
         raise InputError(
             f"INPUT.CROP.SIZE is {crop[0]} x {crop[1]}; {settings.NAME} pools over it, so both must be divisible by "
             f"the stride {read[-1]} of the coarsest feature ({near} is near)"
+        )
+
+
+def check_panoptic_deeplab(cfg: CfgNode) -> None:
+    """Raise InputError if the two heads of Detectron2's Panoptic-DeepLab do not suit each other or the backbone."""
+    semantic, instances = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.INS_EMBED_HEAD
+    if semantic.NAME != "PanopticDeepLabSemSegHead":
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.NAME is {semantic.NAME!r}; PanopticDeepLab needs PanopticDeepLabSemSegHead"
+        )
+    strides = backbone_strides(cfg)
+    if strides is not None:
+        _check_features("MODEL.INS_EMBED_HEAD.IN_FEATURES", instances.IN_FEATURES, strides)
+    separable = cfg.MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV
+    if separable != semantic.USE_DEPTHWISE_SEPARABLE_CONV:
+        raise InputError(
+            f"MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV is {separable} and that of MODEL.SEM_SEG_HEAD "
+            f"{not separable}; make them equal"
         )
 
 
