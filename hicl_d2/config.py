@@ -5,6 +5,7 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from yacs.config import _VALID_TYPES
 
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.errors import InputError, listing
+from hicl_d2.model_keys import add_model_keys
 
 BASE_KEY = "_BASE_"
 
@@ -29,6 +31,7 @@ def get_hicl_cfg() -> CfgNode:
 def add_hicl_config(cfg: CfgNode) -> None:
     """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
+    add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
@@ -39,6 +42,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Weight decay of embeddings (learned queries, levels).
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
@@ -49,6 +54,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 0
     # Colour augmentation of SSD: brightness, contrast, saturation and hue, each half of the time.
     cfg.INPUT.COLOR_AUG_SSD = False
+    # Mask2Former's name of the mapper that reads an image and its label map; no other is offered.
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Side of the square that training images smaller than it are padded to; below 1: the crop's size.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.
     cfg.MODEL.SEM_SEG_HEAD.HEAD_CHANNELS = 256
     # Share of the hardest pixels that Panoptic-DeepLab's loss averages (hard_pixel_mining).
@@ -90,7 +99,8 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.FEATURE = "sem_seg_head.predictor"
     # Which side of that module: its "input" or its "output".
     hicl.FEATURE_SIDE = "input"
-    # Module whose output is the class logits (B, K, h, w), for confidence and hard anchors; "" does without.
+    # Module whose output is the class logits (B, K, h, w), for confidence and hard anchors, or what the model makes
+    # logits of (sem_seg_head.predictor of Mask2Former); "" does without.
     hicl.LOGITS = "sem_seg_head.predictor"
     # Module whose input is the padded image batch, which the labels are aligned to.
     hicl.IMAGE = "backbone"
@@ -154,9 +164,29 @@ class _SafeLoader(yaml.SafeLoader):
 def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
     raise InputError(
         f"{node.start_mark.name}:{node.start_mark.line + 1}: the tag !!python/{suffix} would run code and is refused; "
-        "write the value itself (a list, a number, a string)"
+        f"write {_without_code(node)}"
     )
 
+
+def _without_code(node: yaml.Node) -> str:
+    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
+    found = _SCALED_SIZES.search("".join(str(part.value) for part in _scalars(node)))
+    if found is None:
+        return "the value itself (a list, a number, a string)"
+    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
+    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _scalars(part)
+
+
+# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
+_SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
 
 _SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse_tag)
 

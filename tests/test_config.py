@@ -64,6 +64,10 @@ def test_a_whole_number_and_an_exponent_will_do_for_a_float(tmp_path):
             "X: !!python/object/apply:os.system ['true']\n",
             r"config.yaml:1: the tag !!python/object/apply:os.system .*refused",
         ),
+        (
+            'INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 8)]"]\n',
+            r"config.yaml:2: .*apply:eval would run code and is refused; write \[256, 307, 358\] instead",
+        ),
         ("X: !!python/tuple [1]\n", r"config.yaml:1: the tag !!python/tuple"),
         ('_BASE_: "config.yaml"\n', r"leads back"),
         ('_BASE_: "missing.yaml"\n', r"missing.yaml does not exist"),

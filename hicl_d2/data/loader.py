@@ -20,7 +20,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import InferenceSampler, TrainingSampler
 from hicl_d2.d2.utils import comm
 from hicl_d2.data.datasets.registry import Records, load_records
-from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.data.mapper import SemanticMapper, build_train_mapper
 from hicl_d2.errors import InputError, one_line
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -185,7 +185,7 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainLoade
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     stream = TrainStream(
         records,
-        SemanticMapper(cfg, True) if mapper is None else mapper,
+        build_train_mapper(cfg) if mapper is None else mapper,
         _training_sampler(cfg, len(records), seed),
         seed=seed,
         batch_size=batch_size,

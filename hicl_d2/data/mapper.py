@@ -10,6 +10,7 @@ import torch
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
+from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.reading import check_labels, check_sizes, read_image, read_labels
 from hicl_d2.errors import InputError
@@ -53,13 +54,14 @@ class SemanticMapper:
         """Return the arguments that ``cfg`` stands for: resize and, in training, crop, colour and flip."""
         crop = cfg.INPUT.CROP
         fixed_size = is_train and crop.ENABLED and crop.TYPE == "absolute"
+        side = cfg.INPUT.get("SIZE_DIVISIBILITY", -1) if is_train else -1
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pad_to": tuple(crop.SIZE) if fixed_size else None,
+            "pad_to": (side, side) if side > 0 else tuple(crop.SIZE) if fixed_size else None,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +106,13 @@ class SemanticMapper:
             return array
         widths = [(0, count) for count in missing] + [(0, 0)] * (array.ndim - 2)
         return np.pad(array, widths, constant_values=value)
+
+
+def build_train_mapper(cfg: CfgNode) -> Any:
+    """Return the mapper that the model of ``cfg`` trains with: Detectron2's for its Panoptic-DeepLab, else ours."""
+    model = cfg.MODEL
+    base = model.HICL.BASE if model.META_ARCHITECTURE == "HiCL" else model.META_ARCHITECTURE
+    return panoptic_deeplab_mapper(cfg) if base == "PanopticDeepLab" else SemanticMapper(cfg, True)
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:

@@ -21,6 +21,7 @@ from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.engine.console import console
 from hicl_d2.engine.files import atomic_open, read_json, write_json
 from hicl_d2.errors import InputError, one_line
+from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,
     check_address,
@@ -180,11 +181,8 @@ class Checkpoints(DetectionCheckpointer):
         return f"{file}?{options}" if options else file
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        check_whole(filename)
-        if filename.endswith(".pkl"):
-            read_pickle(filename)  # Detectron2's own reader would run any code in it
         try:
-            content = super()._load_file(filename)
+            content = self._read(filename)
         except UNREADABLE as error:
             reason = one_line(error)[:160] or "it ends too early"
             raise DamagedError(
@@ -192,6 +190,19 @@ class Checkpoints(DetectionCheckpointer):
             ) from None
         self.parts = set(content)
         return content
+
+    def _read(self, filename: str) -> dict[str, Any]:
+        """Return the checkpoint in ``filename``; weights as others publish them, under names that can be matched."""
+        foreign = read_foreign_file(filename)
+        if foreign is None:
+            check_whole(filename)
+            if filename.endswith(".pkl"):
+                read_pickle(filename)  # Detectron2's own reader would run any code in it
+            content = super()._load_file(filename)
+            foreign = with_known_names(content["model"])
+            if foreign is None:
+                return content
+        return {"model": foreign, "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> Any:
         """Stand in for Detectron2's reader, which an environment variable can make run code."""
@@ -217,7 +228,10 @@ class Checkpoints(DetectionCheckpointer):
         With ``whole``, all of the model must be in the file, as an evaluation needs; otherwise a part is
         enough. Raises InputError that counts what was missing, left over and of another shape.
         """
-        self.load(path, checkpointables=[])
+        if path and Path(path).is_dir():  # a Hugging Face folder, which no checkpointer takes for a file
+            self._load_model(self._load_file(path))
+        else:
+            self.load(path, checkpointables=[])
         if self.fit is None:
             return
         if not self.fit.is_enough or (whole and not self.fit.is_whole):

@@ -43,7 +43,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of equal learning rate and weight decay.
 
     As Detectron2's, with SOLVER.BACKBONE_MULTIPLIER times the learning rate below any module called
-    ``backbone``, and no weight decay on embeddings and position offsets.
+    ``backbone``, SOLVER.WEIGHT_DECAY_EMBED on embeddings and no weight decay on position offsets.
     """
     settings = cfg.SOLVER
     factor = settings.get("BACKBONE_MULTIPLIER", 1.0)
@@ -63,17 +63,18 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         overrides={name: {"weight_decay": 0.0} for name in _POSITIONS},
     )
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    return [part for group in groups for part in _without_decay(group, embeddings)]
+    decay = settings.get("WEIGHT_DECAY_EMBED", 0.0)
+    return [part for group in groups for part in _with_own_decay(group, embeddings, decay)]
 
 
-def _without_decay(group: dict[str, Any], embeddings: set[Tensor]) -> Iterator[dict[str, Any]]:
-    """Yield ``group`` without its embeddings, then these without weight decay; leave out what is empty."""
+def _with_own_decay(group: dict[str, Any], embeddings: set[Tensor], decay: float) -> Iterator[dict[str, Any]]:
+    """Yield ``group`` without its embeddings, then these with weight decay ``decay``; leave out what is empty."""
     others = [parameter for parameter in group["params"] if parameter not in embeddings]
     if others:
         yield {**group, "params": others}
     if len(others) < len(group["params"]):
         decayed = [parameter for parameter in group["params"] if parameter in embeddings]
-        yield {**group, "params": decayed, "weight_decay": 0.0}
+        yield {**group, "params": decayed, "weight_decay": decay}
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:

@@ -76,7 +76,7 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().is_file():
+    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
     elif args.eval_only and not weights:
         raise InputError(

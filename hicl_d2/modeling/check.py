@@ -18,11 +18,24 @@ from hicl_d2.modeling.backbones.dilated_resnet import (
     dilated_resnet_strides,
 )
 from hicl_d2.modeling.losses import LOSS_TYPES
+from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
 DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
 DECODER_HEADS = ("DeepLabV3PlusHead", "PanopticDeepLabSemSegHead")
+SWIN_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+MASK_FORMERS = ("MaskFormer", "HiCLMaskFormer")
+# Names in MODEL that the original Mask2Former knows more of.
+ONLY_OFFERED = {
+    "SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MASK_FORMER.TEST.INSTANCE_ON": False,
+    "MASK_FORMER.TEST.PANOPTIC_ON": False,
+}
 DEEPLAB_HEADS = (*DECODER_HEADS, "DeepLabV3Head")
 
 
@@ -45,9 +58,18 @@ def check_model_config(cfg: CfgNode) -> None:
         check_dilated_resnet(model.RESNETS)
         if model.BACKBONE.NAME == "build_resnet_deeplab_backbone":
             check_depth_of_deeplab(model.RESNETS)
+    if model.BACKBONE.NAME == "D2SwinTransformer":
+        check_swin(model.SWIN)
+    if base_architecture(cfg) == "PanopticDeepLab":
+        check_panoptic_deeplab(cfg)
+    if base_architecture(cfg) in MASK_FORMERS:
+        check_mask_former(cfg)
+    check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
         return
+    if model.SEM_SEG_HEAD.NAME == "MaskFormerHead":
+        check_mask_former_head(cfg, strides)
     if model.SEM_SEG_HEAD.NAME in DEEPLAB_HEADS:
         check_deeplab_head(cfg, strides)
     elif model.SEM_SEG_HEAD.NAME == "SemSegFPNHead" and _reads_features(cfg):
@@ -62,6 +84,8 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
     name, settings = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if name in DILATED_RESNETS:
         strides = dilated_resnet_strides(settings)
+    elif name == "D2SwinTransformer":
+        return {feature: SWIN_STRIDES[feature] for feature in cfg.MODEL.SWIN.OUT_FEATURES}
     elif name in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
         coarsest = 16 if settings.RES5_DILATION > 1 else 32
         strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": coarsest}
@@ -108,6 +132,107 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
             f"INPUT.CROP.SIZE is {crop[0]} x {crop[1]}; {settings.NAME} pools over it, so both must be divisible by "
             f"the stride {read[-1]} of the coarsest feature ({near} is near)"
         )
+
+
+def check_panoptic_deeplab(cfg: CfgNode) -> None:
+    """Raise InputError if the two heads of Detectron2's Panoptic-DeepLab do not suit each other or the backbone."""
+    semantic, instances = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.INS_EMBED_HEAD
+    if semantic.NAME != "PanopticDeepLabSemSegHead":
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.NAME is {semantic.NAME!r}; PanopticDeepLab needs PanopticDeepLabSemSegHead"
+        )
+    strides = backbone_strides(cfg)
+    if strides is not None:
+        _check_features("MODEL.INS_EMBED_HEAD.IN_FEATURES", instances.IN_FEATURES, strides)
+    separable = cfg.MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV
+    if separable != semantic.USE_DEPTHWISE_SEPARABLE_CONV:
+        raise InputError(
+            f"MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV is {separable} and that of MODEL.SEM_SEG_HEAD "
+            f"{not separable}; make them equal"
+        )
+
+
+def check_mask_former(cfg: CfgNode) -> None:
+    """Raise InputError for settings of Mask2Former that its original offers and this project does not."""
+    if cfg.MODEL.SEM_SEG_HEAD.NAME != "MaskFormerHead":
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}; {base_architecture(cfg)} needs MaskFormerHead"
+        )
+    for key, offered in ONLY_OFFERED.items():
+        section, _, last = key.rpartition(".")
+        node = cfg.MODEL
+        for part in section.split("."):
+            node = node[part]
+        if node[last] != offered:
+            raise InputError(f"MODEL.{key} is {node[last]!r}; what is offered here is {offered!r}")
+    if cfg.INPUT.DATASET_MAPPER_NAME != "mask_former_semantic":
+        raise InputError(
+            f"INPUT.DATASET_MAPPER_NAME is {cfg.INPUT.DATASET_MAPPER_NAME!r}; what is offered here is "
+            "'mask_former_semantic'"
+        )
+
+
+def check_mask_former_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
+    """Raise InputError if Mask2Former's head does not suit features of ``strides``, or its widths not each other."""
+    head, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    _check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, strides)
+    ordered = sorted(head.IN_FEATURES, key=lambda name: strides[name])
+    coarse, key = ordered[-3:], "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+    if len(ordered) < 3 or sorted(head[key]) != sorted(coarse):
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.{key} is {list(head[key])}; it must be the three coarsest of IN_FEATURES "
+            f"{list(head.IN_FEATURES)}"
+        )
+    finest = min(strides[name] for name in coarse)
+    fine = [strides[name] for name in ordered[:-3]]
+    expected = [finest // 2**step for step in range(len(fine), 0, -1)]
+    if fine != expected or (fine or [finest])[0] != head.COMMON_STRIDE:
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {head.COMMON_STRIDE} and IN_FEATURES have the strides "
+            f"{[strides[name] for name in ordered]}; finer than the three coarsest there must be one for each halving "
+            "down to COMMON_STRIDE"
+        )
+    for name, width, parts, why in (
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM, settings.NHEADS, "MODEL.MASK_FORMER.NHEADS"),
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM, 32, "the groups of its normalisation"),
+        ("MODEL.MASK_FORMER.HIDDEN_DIM", settings.HIDDEN_DIM, settings.NHEADS, "MODEL.MASK_FORMER.NHEADS"),
+        ("MODEL.MASK_FORMER.HIDDEN_DIM", settings.HIDDEN_DIM, 4, "the sines and cosines of its positions"),
+    ):
+        if width % parts:
+            raise InputError(f"{name} is {width}; it must be divisible by {parts} ({why})")
+    if head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS != settings.NHEADS:
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS is {head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS} "
+            f"and MODEL.MASK_FORMER.NHEADS {settings.NHEADS}; one number serves both: make them equal"
+        )
+    for name in ("NUM_OBJECT_QUERIES", "DEC_LAYERS", "TRAIN_NUM_POINTS"):
+        if settings[name] < 1:
+            raise InputError(f"MODEL.MASK_FORMER.{name} is {settings[name]}; it must be 1 or more")
+
+
+def check_swin(settings: CfgNode) -> None:
+    """Raise InputError for MODEL.SWIN settings that no Swin has, or that are not offered."""
+    _check_features("MODEL.SWIN.OUT_FEATURES", settings.OUT_FEATURES, SWIN_STRIDES)
+    if len(settings.DEPTHS) != len(SWIN_STRIDES) or len(settings.NUM_HEADS) != len(SWIN_STRIDES):
+        raise InputError(
+            f"MODEL.SWIN.DEPTHS is {list(settings.DEPTHS)} and NUM_HEADS {list(settings.NUM_HEADS)}; both must hold "
+            "one number for each of four stages"
+        )
+    for stage, heads in enumerate(settings.NUM_HEADS):
+        if (settings.EMBED_DIM << stage) % heads:
+            raise InputError(
+                f"MODEL.SWIN.NUM_HEADS is {list(settings.NUM_HEADS)}; {heads} does not divide the "
+                f"{settings.EMBED_DIM << stage} channels of stage {stage + 1} (EMBED_DIM {settings.EMBED_DIM})"
+            )
+    for key, offered in (("PATCH_SIZE", 4), ("APE", False), ("PATCH_NORM", True)):
+        if settings[key] != offered:
+            raise InputError(f"MODEL.SWIN.{key} is {settings[key]}; what is offered here is {offered}")
+
+
+def base_architecture(cfg: CfgNode) -> str:
+    """Return the name of the model itself, without the branch that may be attached to it."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return cfg.MODEL.HICL.BASE if name == "HiCL" else name
 
 
 def check_test_sizes(cfg: CfgNode, sizes: Iterable[tuple[int, int]]) -> None:
@@ -169,6 +294,13 @@ def training_crop(cfg: CfgNode) -> tuple[int, int] | None:
     return crop.SIZE[0], crop.SIZE[1]
 
 
+def blank_size(cfg: CfgNode) -> tuple[int, int]:
+    """Return height and width of an image that the model of ``cfg`` can be tried on."""
+    crop = cfg.INPUT.CROP
+    fixed = crop.ENABLED and crop.TYPE == "absolute"
+    return (crop.SIZE[0], crop.SIZE[1]) if fixed else (128, 128)
+
+
 def _check_name(registry: Registry, key: str, name: str) -> None:
     if name in registry:
         return
@@ -207,5 +339,4 @@ def _check_single_feature(settings: CfgNode, section: str) -> None:
 
 def _reads_features(cfg: CfgNode) -> bool:
     """Return whether the model has a semantic head: detection models leave its default settings unread."""
-    base = cfg.MODEL.HICL.BASE if cfg.MODEL.META_ARCHITECTURE == "HiCL" else cfg.MODEL.META_ARCHITECTURE
-    return base in ("SemanticSegmentor", "PanopticFPN")
+    return base_architecture(cfg) in ("SemanticSegmentor", "PanopticFPN")

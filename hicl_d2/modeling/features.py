@@ -22,16 +22,16 @@ class Tap:
         self.name = name
         self.side = side
         self.armed = False
-        self.value: Tensor | None = None
+        self.value: Any = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.armed:
             self.value = output if self.side == "output" else next(iter((*args, *kwargs.values())), None)
 
-    def take(self) -> Tensor:
-        """Return the tensor seen since the tap was armed, and forget it.
+    def take(self) -> Any:
+        """Return what was seen since the tap was armed, and forget it.
 
-        Raises RuntimeError if the module was not called, or if what passed is no (B, C, h, w) tensor.
+        Raises RuntimeError if the module was not called.
         """
         value, self.value = self.value, None
         if value is None:
@@ -39,6 +39,10 @@ class Tap:
                 f"the module {self.name} was not called in this training step, so Hi-CL has nothing to read; name a module "
                 "that the base model calls itself (MODEL.HICL.FEATURE, LOGITS, IMAGE)"
             )
+        return value
+
+    def check(self, value: Any) -> Tensor:
+        """Return ``value``; raises RuntimeError if what passed is no (B, C, h, w) tensor."""
         if not isinstance(value, Tensor) or value.dim() != 4:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise RuntimeError(
@@ -89,21 +93,30 @@ def armed(taps: dict[str, Tap]) -> Iterator[None]:
             tap.armed = False
 
 
-def feature_channels(model: nn.Module, tap: Tap) -> int:
+def feature_channels(model: nn.Module, tap: Tap, size: tuple[int, int]) -> int:
     """Return the channels of what ``tap`` sees: asked of a convolution, else found by one forward on a blank image.
 
-    The forward runs in eval mode without gradients: it changes neither parameters, statistics nor random state.
+    ``size`` is height and width of an image that suits the model.
     """
     module = model.get_submodule(tap.name)
     if isinstance(module, nn.Conv2d):
         return module.in_channels if tap.side == "input" else module.out_channels
+    with armed({"feature": tap}):
+        run_on_blank_image(model, size)
+    return tap.check(tap.take()).shape[1]
+
+
+def run_on_blank_image(model: nn.Module, size: tuple[int, int]) -> None:
+    """Run ``model`` on one black image of ``size``, in eval mode and without gradients.
+
+    Neither parameters, statistics nor random state change.
+    """
     was_training = model.training
     model.eval()
-    size = 128
-    blank = torch.zeros(3, size, size)
+    height, width = size
+    blank = {"image": torch.zeros(3, height, width), "height": height, "width": width}
     try:
-        with torch.no_grad(), armed({"feature": tap}):
-            model([{"image": blank, "height": size, "width": size}])
-        return tap.take().shape[1]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model([blank])
     finally:
         model.train(was_training)

@@ -20,6 +20,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import comm, get_event_storage
 from hicl_d2.errors import InputError
+from hicl_d2.modeling.check import blank_size
 from hicl_d2.modeling.features import Tap, add_tap, armed, feature_channels
 
 # Keys of MODEL.HICL that say where and when the branch works; all others are settings of the contrast, in lower case.
@@ -76,7 +77,7 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
     }
     if settings.LOGITS:
         taps["logits"] = add_tap(model, settings.LOGITS, "output", "MODEL.HICL.LOGITS")
-    channels = feature_channels(model, taps["feature"])
+    channels = feature_channels(model, taps["feature"], blank_size(cfg))
     seed = max(cfg.SEED, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,19 +122,33 @@ class ModelWithBranch(nn.Module):
 
     def _branch_loss(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         seen = {role: tap.take() for role, tap in self._hicl_taps.items()}
+        features = self._hicl_taps["feature"].check(seen["feature"])
         schedule = self._hicl_schedule
         iteration = _iteration()
         weight = schedule.weight
         if iteration is not None:
             weight *= ramp(iteration, schedule.warmup_iters, schedule.start_iter)
         if weight == 0:
-            return sum((0 * p.sum() for p in self.hicl.parameters()), seen["feature"].sum() * 0)
+            return sum((0 * p.sum() for p in self.hicl.parameters()), features.sum() * 0)
         labels = _batch_labels(batched_inputs, seen["image"], self.hicl.ignore_value)
         seed = (schedule.seed * 1_000_003 + (iteration or 0)) * 4096 + comm.get_rank()
-        loss, diagnostics = self.hicl(seen["feature"], labels, seen.get("logits"), seed=seed)
+        loss, diagnostics = self.hicl(features, labels, self._logits(seen.get("logits")), seed=seed)
         if iteration is not None and (iteration + 1) % schedule.log_period == 0:
             _log(diagnostics)
         return weight * loss
+
+    def _logits(self, seen: Any) -> Tensor | None:
+        """Return class logits (B, K, h, w), or None if none are read.
+
+        Where the module gives something else (predictions of queries, say), the model's own ``semantic_logits`` makes
+        logits of it, without a second forward.
+        """
+        if seen is None:
+            return None
+        convert = getattr(self, "semantic_logits", None)
+        if convert is not None and not isinstance(seen, Tensor):
+            seen = convert(seen)
+        return self._hicl_taps["logits"].check(seen)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by the model's own class: the combined one is made when it is needed."""

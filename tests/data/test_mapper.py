@@ -76,6 +76,14 @@ def test_what_is_smaller_than_the_crop_is_padded(cfg: CfgNode) -> None:
 
 
 @pytest.mark.usefixtures("small_root")
+def test_a_side_to_pad_to_comes_before_the_crop_s(cfg: CfgNode) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.SIZE, cfg.INPUT.SIZE_DIVISIBILITY = (36,), (40, 30), 64
+    mapped = SemanticMapper(cfg, True)(load_records("camvid_train")[0])
+    assert mapped["image"].shape == (3, 64, 64)
+    assert (mapped["sem_seg"][40:] == 255).all()
+
+
+@pytest.mark.usefixtures("small_root")
 def test_relative_crops_and_test_images_are_not_padded(cfg: CfgNode) -> None:
     record = load_records("camvid_train")[0]
     cfg.INPUT.CROP.SIZE = (100, 100)

@@ -88,6 +88,13 @@ def test_the_recipe_of_mask2former() -> None:
     }
 
 
+def test_embeddings_have_a_weight_decay_of_their_own() -> None:
+    model = _Model()
+    optimizer = build_optimizer(_config(OPTIMIZER="ADAMW", WEIGHT_DECAY=0.05, WEIGHT_DECAY_EMBED=0.02), model)
+    decays = {name: decay for name, (_, decay) in _settings(optimizer, model).items()}
+    assert (decays["queries.weight"], decays["predictor.weight"]) == (0.02, 0.05)
+
+
 def test_the_recipe_of_panoptic_deeplab() -> None:
     optimizer = build_optimizer(_config(OPTIMIZER="ADAM", BASE_LR=1e-3, WEIGHT_DECAY=0.0), _Model())
     assert type(optimizer) is torch.optim.Adam
