@@ -1,6 +1,8 @@
 """What every contrast shares: what it returns, and the base class that prepares its input."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,21 @@ from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 
 __all__ = ["Contrast", "ContrastOutput", "zero_with_graph"]
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile out of ``function``: hand-made gradients in buffers of their own break under it.
+
+    `torch.compiler.disable` as a decorator would load the whole compiler with this module.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 class ContrastOutput(NamedTuple):
@@ -65,8 +82,7 @@ class Contrast(nn.Module):
         self.dim = dim
         self.embedding = EmbeddingHead(in_channels, hidden_dim, dim)
 
-    # Its gradients are made by hand, in buffers of their own: a compiler breaks them and has little to gain.
-    @torch.compiler.disable
+    @_uncompiled
     def forward(
         self, features: Tensor, labels: Tensor, logits: Tensor | None = None, *, seed: int = 0
     ) -> ContrastOutput:
