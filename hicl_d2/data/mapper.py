@@ -40,6 +40,7 @@ class SemanticMapper:
         num_classes: int,
         ignore_value: int = 255,
         pad_to: tuple[int, int] | None = None,
+        keep_decoded: bool = False,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -47,6 +48,7 @@ class SemanticMapper:
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.pad_to = pad_to
+        self._decoded: dict[str, tuple[np.ndarray, np.ndarray | None]] | None = {} if keep_decoded else None
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
@@ -62,6 +64,7 @@ class SemanticMapper:
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "pad_to": (side, side) if side > 0 else tuple(crop.SIZE) if fixed_size else None,
+            "keep_decoded": is_train and cfg.DATALOADER.KEEP_DECODED,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +82,18 @@ class SemanticMapper:
         return mapped
 
     def read(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return what :meth:`decode` does, from memory where decoded files are kept and it has been asked before."""
+        if self._decoded is None:
+            return self.decode(record)
+        name = str(record["file_name"])
+        if name not in self._decoded:
+            self._decoded[name] = self.decode(record)
+        image, labels = self._decoded[name]
+        record.setdefault("height", image.shape[0])
+        record.setdefault("width", image.shape[1])
+        return image, labels
+
+    def decode(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """Return image (H, W, 3), uint8, and label map (H, W), if the record has one, after checking both.
 
         A record without ``height`` and ``width`` is given those of its image.

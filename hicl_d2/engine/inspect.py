@@ -1,0 +1,194 @@
+"""Looking into the branch: what it makes of one image at a time."""
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from hicl_d2.contrast.branch import HiCLBranch
+from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
+from hicl_d2.contrast.levels import Level
+from hicl_d2.contrast.pooling import gather_windows
+from hicl_d2.contrast.pruning import ClassScores, prune
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.data.datasets.registry import Records, load_records
+from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.engine.console import console, counter
+from hicl_d2.engine.predict import class_names, load_model
+from hicl_d2.errors import InputError, listing
+from hicl_d2.evaluation import predicted_classes
+from hicl_d2.modeling.features import armed
+from hicl_d2.visualization.components import (
+    CONFIDENCE,
+    COVERAGE,
+    KEPT,
+    PURITY,
+    EmbeddingPicture,
+    LevelPicture,
+    explain,
+)
+from hicl_d2.visualization.pictures import evenly_spaced
+
+# Points drawn per class, and per class and level.
+PIXELS_OF_A_CLASS = 150
+COMPONENTS_OF_A_CLASS = 25
+
+
+def main(args: Namespace) -> None:
+    """Draw the images of ``args``."""
+    cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
+    if not isinstance(getattr(model, "hicl", None), HiCLBranch):
+        raise InputError(
+            f"{args.config_file} has no Hi-CL branch: MODEL.META_ARCHITECTURE must be HiCL, with MODEL.HICL.ENABLED True "
+            "and MODEL.HICL.CONTRAST hicl"
+        )
+    name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
+    if not name:
+        raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
+    records = _choose(load_records(name), args.image, args.count)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    classes, colours = class_names(cfg)
+    advance = counter("looking into", len(records))
+    mapper = SemanticMapper(cfg, False)
+    for record in records:
+        mapped = mapper(record)
+        image, truth, prediction, levels, embedding = inspect(cfg, model, mapped)
+        sheet = explain(
+            Path(record["file_name"]).name,
+            image,
+            truth,
+            prediction,
+            levels,
+            embedding,
+            classes,
+            colours,
+            ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        )
+        path = folder / f"{Path(record['file_name']).stem}.png"
+        unfinished = path.with_name(f".{path.name}.tmp")
+        sheet.save(unfinished, format="PNG")
+        unfinished.replace(path)
+        advance()
+    console.show(f"{len(records)} pictures in {folder}")
+
+
+def _choose(records: Records, images: list[str], count: int) -> Records:
+    """Return the records of the named images (file name or stem), or ``count`` evenly spaced ones."""
+    if not images:
+        return evenly_spaced([record for record in records if "sem_seg_file_name" in record], count)
+    by_name = {Path(record["file_name"]).stem: record for record in records if "sem_seg_file_name" in record}
+    unknown = [name for name in images if Path(name).stem not in by_name]
+    if unknown:
+        raise InputError(f"no labelled image is called {unknown[0]}; there are {listing(by_name, 4)}")
+    return [by_name[Path(name).stem] for name in images]
+
+
+@torch.no_grad()
+def inspect(
+    cfg: CfgNode, model: nn.Module, mapped: dict[str, Any]
+) -> tuple[Image.Image, np.ndarray, np.ndarray, list[LevelPicture], EmbeddingPicture]:
+    """Run ``model`` on a mapped record in eval mode; return image, truth, prediction, levels and embedding, all at the
+    size that the model saw.
+    """
+    image = mapped["image"]
+    height, width = image.shape[1:]
+    taps = cast(Any, model)._hicl_taps
+    branch = cast(HiCLBranch, model.hicl)
+    # The label map of a test image is not resized with it: bring it to the size that the branch sees in training.
+    truth = F.interpolate(mapped["sem_seg"][None, None].float(), (height, width), mode="nearest")[0, 0].long()
+    with armed(taps):
+        output = model([{"image": image, "height": height, "width": width}])[0]["sem_seg"]
+    seen = {role: tap.take() for role, tap in taps.items()}
+    features = seen["feature"].float()
+    padded = seen["image"].shape[-2:]
+    labels = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height), value=branch.ignore_value)
+    size = (features.shape[2], features.shape[3])
+    grid = align_labels(labels[None].to(features.device), size, branch.num_classes, branch.ignore_value)
+    scores = ClassScores(resize_logits(seen["logits"], size)) if "logits" in seen else None
+    levels = _levels(grid, branch, scores)
+    picture = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image
+    return (
+        Image.fromarray(picture.permute(1, 2, 0).numpy()),
+        truth.numpy(),
+        predicted_classes(output).cpu().numpy(),
+        levels,
+        _embed(features, grid, branch, levels),
+    )
+
+
+def _levels(grid: LabelGrid, branch: HiCLBranch, scores: ClassScores | None) -> list[LevelPicture]:
+    """Return class and fate of every window: each criterion is switched on after the other."""
+    pictures = []
+    for level, labels in zip(branch.levels, count_labels(grid, branch.levels), strict=True):
+        steps = [
+            prune(grid, labels, replace(level, purity=0.0, confidence=(0.0, 1.0)), None),
+            prune(grid, labels, replace(level, confidence=(0.0, 1.0)), None),
+            prune(grid, labels, level, scores),
+        ]
+        fates = torch.full_like(steps[0].classes[0], KEPT)
+        for fate, step in reversed(list(zip((COVERAGE, PURITY, CONFIDENCE), steps, strict=True))):
+            fates[step.classes[0] < 0] = fate
+        pictures.append(
+            LevelPicture(
+                level.window,
+                level.window * grid.stride,
+                level.step * grid.stride,
+                steps[2].classes[0].cpu().numpy(),
+                fates.cpu().numpy(),
+            )
+        )
+    return pictures
+
+
+def _embed(
+    features: Tensor, grid: LabelGrid, branch: HiCLBranch, levels: list[LevelPicture]
+) -> EmbeddingPicture:
+    """Embed every cell and the kept components, and project both on the principal directions of the cells."""
+    generator = np.random.default_rng(0)
+    single = Level(1, 1, branch.levels[0].purity, branch.levels[0].coverage, (0.0, 1.0), 1.0)
+    cells = prune(grid, count_labels(grid, [single])[0], single).classes[0].flatten().cpu().numpy()
+    chosen = _balanced(cells, PIXELS_OF_A_CLASS, generator)
+    windows, component_classes, component_levels, first = [], [], [], 0
+    for number, level in enumerate(levels):
+        flat = level.classes.ravel()
+        some = _balanced(flat, COMPONENTS_OF_A_CLASS, generator)
+        windows.append(first + some)
+        component_classes.append(flat[some])
+        component_levels.append(np.full(len(some), number))
+        first += flat.size
+    every = torch.arange(grid.size[0] * grid.size[1], device=features.device)
+    picked = torch.from_numpy(np.concatenate(windows)).to(features.device)
+    rows = gather_windows(features, every, picked, branch.levels)
+    embedded = branch.embedding(rows.to(branch.compute_dtype)).float().cpu()
+    dense, components = embedded[: len(every)], embedded[len(every) :]
+    mean = dense.mean(dim=0)
+    _, spread, directions = torch.linalg.svd(dense - mean, full_matrices=False)
+    projected = ((dense - mean) @ directions[:3].T).numpy()
+    low, high = np.percentile(projected, [2, 98], axis=0)
+    colour = ((projected - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    return EmbeddingPicture(
+        projected[chosen, :2],
+        cells[chosen],
+        ((components - mean) @ directions[:2].T).numpy(),
+        np.concatenate(component_classes),
+        np.concatenate(component_levels),
+        float(spread[:2].square().sum() / spread.square().sum().clamp(min=1e-12)),
+        colour.reshape(*grid.size, 3),
+    )
+
+
+def _balanced(classes: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return the indices of up to ``most`` entries of every class; -1 is none."""
+    chosen = []
+    for label in np.unique(classes[classes >= 0]):
+        places = (classes == label).nonzero()[0]
+        chosen.append(generator.permutation(places)[:most])
+    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,216 @@
+"""The picture that explains the method: which windows became components, and where they lie in the embedding."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hicl_d2.visualization.colours import Colour, paint
+from hicl_d2.visualization.sheet import FAINT, GAP, INK, LINE, MARGIN, PAPER, SWATCH
+
+# What became of a candidate.
+KEPT, COVERAGE, PURITY, CONFIDENCE = 0, 1, 2, 3
+FATES = ("kept: colour of its class", "pruned: too little labelled", "pruned: not pure", "pruned: confidence")
+FATE_COLOURS: tuple[Colour, ...] = ((40, 40, 46), (30, 30, 34), (240, 60, 130), (250, 150, 20))
+PANEL = 420
+PANELS_IN_A_ROW = 3
+# Radius of a point in the embedding map, for pixels, and for components of the first to the last level.
+PIXEL_RADIUS, SMALLEST_RADIUS, LARGEST_RADIUS = 1.6, 3.5, 8.0
+SMOOTHING = 3
+
+
+@dataclass(frozen=True)
+class LevelPicture:
+    """One level: the window's side in pixels of the image, and class and fate of each window, (rows, columns)."""
+
+    window: int
+    side: int
+    step: int
+    classes: np.ndarray
+    fates: np.ndarray
+
+
+@dataclass(frozen=True)
+class EmbeddingPicture:
+    """Points of the embedding in its first two principal directions.
+
+    Attributes:
+        pixels: (N, 2); pixel_classes: (N,).
+        components: (M, 2); component_classes: (M,); component_levels: (M,), from 0.
+        explained: share of the variance in the two directions.
+        dense: (h, w, 3), 0 to 1: the first three directions of every cell as red, green and blue.
+    """
+
+    pixels: np.ndarray
+    pixel_classes: np.ndarray
+    components: np.ndarray
+    component_classes: np.ndarray
+    component_levels: np.ndarray
+    explained: float
+    dense: np.ndarray
+
+
+def explain(
+    title: str,
+    image: Image.Image,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    levels: Sequence[LevelPicture],
+    embedding: EmbeddingPicture,
+    classes: Sequence[str],
+    colours: Sequence[Colour],
+    *,
+    ignore_value: int = 255,
+) -> Image.Image:
+    """Return one sheet: image, truth, prediction, the windows of every level, and the embedding.
+
+    ``truth`` and ``prediction`` are (H, W) at the size of ``image``.
+    """
+    scale = PANEL / image.width
+    size = PANEL, max(1, round(image.height * scale))
+    ignored = np.where(truth == ignore_value, -1, truth.astype(np.int64))
+    panels = [
+        (title, image.resize(size, Image.Resampling.BICUBIC)),
+        ("truth", paint(ignored, colours, -1).resize(size, Image.Resampling.NEAREST)),
+        ("prediction", paint(prediction, colours, -1).resize(size, Image.Resampling.NEAREST)),
+    ]
+    for level in levels:
+        kept = int((level.fates == KEPT).sum())
+        panels.append(
+            (
+                f"window {level.window} ({level.side} px): {kept} of {level.fates.size} kept",
+                _draw_level(image, level, colours).resize(size, Image.Resampling.LANCZOS),
+            )
+        )
+    dense = Image.fromarray((embedding.dense * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    panels.append(("embedding of every cell (three directions as RGB)", dense))
+    present = sorted({int(c) for c in np.unique(ignored) if c >= 0} | {int(c) for c in np.unique(prediction)})
+    cloud = _draw_cloud(embedding, colours, (2 * PANEL + GAP, PANEL + 60))
+    return _compose(panels, cloud, embedding, levels, present, classes, colours)
+
+
+def _draw_level(image: Image.Image, level: LevelPicture, colours: Sequence[Colour]) -> Image.Image:
+    """Draw every window over the dimmed image: filled with its class where kept, with its fate elsewhere."""
+    factor = 2
+    base = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.45)
+    base = base.resize((image.width * factor, image.height * factor))
+    fill = base.copy()
+    draw = ImageDraw.Draw(fill)
+    for (row, column), fate in np.ndenumerate(level.fates):
+        left, top = column * level.step * factor, row * level.step * factor
+        side = level.side * factor
+        inset = 1 if side > 8 else 0
+        box = (left + inset, top + inset, left + side - 1 - inset, top + side - 1 - inset)
+        colour = colours[int(level.classes[row, column])] if fate == KEPT else FATE_COLOURS[fate]
+        draw.rectangle(box, fill=tuple(colour))
+    mixed = Image.blend(base, fill, 0.72)
+    draw = ImageDraw.Draw(mixed)
+    for (row, column), fate in np.ndenumerate(level.fates):
+        if fate == KEPT or level.side * factor <= 24:
+            continue
+        left, top = column * level.step * factor, row * level.step * factor
+        end = level.side * factor - 4
+        draw.line((left + 3, top + 3, left + end, top + end), fill=FATE_COLOURS[fate], width=2)
+    return mixed
+
+
+def _draw_cloud(embedding: EmbeddingPicture, colours: Sequence[Colour], size: tuple[int, int]) -> Image.Image:
+    """Draw pixels as dots and components as rings with a centre, larger for larger windows."""
+    width, height = size[0] * SMOOTHING, size[1] * SMOOTHING
+    picture = Image.new("RGB", (width, height), (250, 250, 251))
+    draw = ImageDraw.Draw(picture)
+    everything = np.concatenate([embedding.pixels, embedding.components])
+    if len(everything):
+        low, high = np.percentile(everything, [0.5, 99.5], axis=0)
+    else:
+        low, high = np.zeros(2), np.ones(2)
+    span = np.maximum(high - low, 1e-9)
+    border = 24 * SMOOTHING
+
+    def place(point: np.ndarray) -> tuple[float, float]:
+        share = ((point - low) / span).clip(-0.02, 1.02)
+        return border + share[0] * (width - 2 * border), border + (1 - share[1]) * (height - 2 * border)
+
+    for point, label in zip(embedding.pixels, embedding.pixel_classes, strict=True):
+        _dot(draw, place(point), PIXEL_RADIUS * SMOOTHING, tuple(colours[label]), None)
+    levels = max(int(embedding.component_levels.max(initial=0)), 1)
+    for index in np.argsort(-embedding.component_levels, kind="stable"):
+        level = embedding.component_levels[index]
+        radius = SMALLEST_RADIUS + (LARGEST_RADIUS - SMALLEST_RADIUS) * level / levels
+        colour = tuple(colours[embedding.component_classes[index]])
+        _dot(draw, place(embedding.components[index]), radius * SMOOTHING, colour, INK)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _dot(
+    draw: ImageDraw.ImageDraw,
+    centre: tuple[float, float],
+    radius: float,
+    fill: tuple[int, ...],
+    outline: Colour | None,
+) -> None:
+    x, y = centre
+    draw.ellipse(
+        (x - radius, y - radius, x + radius, y + radius), fill=fill, outline=outline, width=SMOOTHING
+    )
+
+
+def _compose(
+    panels: Sequence[tuple[str, Image.Image]],
+    cloud: Image.Image,
+    embedding: EmbeddingPicture,
+    levels: Sequence[LevelPicture],
+    present: Sequence[int],
+    classes: Sequence[str],
+    colours: Sequence[Colour],
+) -> Image.Image:
+    font = ImageFont.load_default(15)
+    rows = math.ceil(len(panels) / PANELS_IN_A_ROW)
+    height = panels[0][1].height + LINE
+    width = 2 * MARGIN + PANELS_IN_A_ROW * PANEL + (PANELS_IN_A_ROW - 1) * GAP
+    bottom = MARGIN + rows * (height + GAP)
+    key_left = MARGIN + cloud.width + 2 * GAP
+    key_rows = len(present) + len(FATES) + len(levels) + 4
+    sheet = Image.new("RGB", (width, bottom + max(cloud.height + LINE, key_rows * 24) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (text, panel) in enumerate(panels):
+        left = MARGIN + index % PANELS_IN_A_ROW * (PANEL + GAP)
+        top = MARGIN + index // PANELS_IN_A_ROW * (height + GAP)
+        draw.text((left, top + LINE // 2 - 2), text, INK, font, anchor="lm")
+        sheet.paste(panel, (left, top + LINE))
+    text = (
+        f"embedding: pixels (dots) and kept components (rings, larger for larger windows), first two principal "
+        f"directions, {100 * embedding.explained:.0f} % of the variance"
+    )
+    draw.text((MARGIN, bottom + LINE // 2 - 2), text, INK, font, anchor="lm")
+    sheet.paste(cloud, (MARGIN, bottom + LINE))
+    middle = bottom + LINE + 12
+    for label in present:
+        _key(draw, (key_left, middle), tuple(colours[label]), classes[label], font)
+        middle += 24
+    middle += 16
+    for fate in (COVERAGE, PURITY, CONFIDENCE):
+        _key(draw, (key_left, middle), FATE_COLOURS[fate], FATES[fate], font)
+        middle += 24
+    middle += 16
+    for level in levels:
+        shares = [int((level.fates == fate).sum()) for fate in (COVERAGE, PURITY, CONFIDENCE)]
+        pruned = f"w{level.window}: pruned {shares[0]} coverage, {shares[1]} purity, {shares[2]} confidence"
+        draw.text((key_left, middle), pruned, FAINT, ImageFont.load_default(13), anchor="lm")
+        middle += 22
+    return sheet
+
+
+def _key(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    colour: tuple[int, ...],
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, middle = place
+    box = (left, middle - SWATCH // 2, left + SWATCH, middle + SWATCH // 2)
+    draw.rectangle(box, fill=colour, outline=FAINT)
+    draw.text((left + SWATCH + 8, middle), text, INK, font, anchor="lm")

@@ -1,0 +1,122 @@
+"""The audit counts what a loop counts, and finds what would make training go wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hicl_d2.data.audit import PURITIES, Question, audit_dataset, find_shared, look_at
+from hicl_d2.data.audit_report import as_json, as_text
+from hicl_d2.data.datasets.registry import load_records
+from tests.data.conftest import write_pair
+
+WINDOWS = (1, 2, 4)
+STRIDE = 4
+COVERAGE = 0.5
+
+
+def loop_survival(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count windows of labels (H, W) one by one, beyond the edges unlabelled."""
+    rows, columns = (-(-length // STRIDE) for length in labels.shape)
+    padded = np.full((rows * STRIDE, columns * STRIDE), 255)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    candidates = np.zeros((len(WINDOWS), classes), dtype=int)
+    kept = np.zeros((len(WINDOWS), len(PURITIES), classes), dtype=int)
+    for level, window in enumerate(WINDOWS):
+        for top in range(0, rows - window + 1, window):
+            for left in range(0, columns - window + 1, window):
+                side = window * STRIDE
+                part = padded[top * STRIDE :, left * STRIDE :][:side, :side]
+                counts = np.bincount(part[part != 255], minlength=classes)
+                if counts.sum() < COVERAGE * side**2 or counts.max() * 2 <= counts.sum():
+                    continue
+                candidates[level, counts.argmax()] += 1
+                for index, purity in enumerate(PURITIES):
+                    kept[level, index, counts.argmax()] += counts.max() / counts.sum() >= purity
+    return candidates, kept
+
+
+@pytest.mark.parametrize("size", [(24, 32), (19, 30), (4, 4), (3, 50)])
+@pytest.mark.parametrize("seed", range(3))
+def test_survival_equals_a_loop(tmp_path: Path, size: tuple[int, int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rough = generator.choice([0, 1, 2, 255], (size[0] // 6 + 1, size[1] // 6 + 1), p=[0.4, 0.3, 0.2, 0.1])
+    labels = np.kron(rough, np.ones((6, 6), dtype=int))[: size[0], : size[1]].astype(np.uint8)
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    Image.fromarray(np.zeros((*size, 3), dtype=np.uint8)).save(tmp_path / "i.png")
+    record = {"file_name": str(tmp_path / "i.png"), "sem_seg_file_name": str(tmp_path / "l.png")}
+    facts = look_at(Question(3, 255, WINDOWS, STRIDE, COVERAGE), record)
+    candidates, kept = loop_survival(labels, 3)
+    assert facts.candidates.tolist() == candidates.tolist()
+    assert facts.kept.tolist() == kept.tolist()
+
+
+@pytest.mark.usefixtures("small_root")
+def test_counts_are_those_of_the_files() -> None:
+    audit = audit_dataset("camvid_train", windows=WINDOWS, workers=2)
+    labels = [np.array(Image.open(record["sem_seg_file_name"])) for record in load_records("camvid_train")]
+    everything = np.concatenate([part.ravel() for part in labels])
+    assert (audit.images, audit.sizes) == (7, {(36, 48): 7})
+    assert dict(audit.pixels) == {int(v): int((everything == v).sum()) for v in np.unique(everything)}
+    assert audit.images_with[3] == sum((part == 3).any() for part in labels)
+    assert not audit.faults
+    text = "\n".join(as_text(audit, 0.9))
+    assert "camvid_train: 7 images, 11 classes" in text
+    report = as_json([audit], [])
+    assert report["ok"] is True
+    road = report["datasets"][0]["classes"][3]
+    assert (road["name"], road["pixels"]) == ("road", int((everything == 3).sum()))
+
+
+def test_everything_wrong_is_found_in_one_pass(small_root: Path) -> None:
+    folder = small_root / "camvid"
+    bad = {
+        name: folder / "annotations/train" / f"train_{name}.png" for name in ("00", "01", "02", "03", "04")
+    }
+    Image.fromarray(np.full((36, 48), 77, dtype=np.uint8)).save(bad["00"])
+    Image.fromarray(np.zeros((36, 47), dtype=np.uint8)).save(bad["01"])
+    Image.fromarray(np.zeros((36, 48, 3), dtype=np.uint8)).save(bad["02"])
+    bad["03"].write_bytes(b"nothing")
+    Image.fromarray(np.full((36, 48), 255, dtype=np.uint8)).save(bad["04"])
+    image = folder / "images/train/train_05.png"
+    image.write_bytes(image.read_bytes()[:-60])
+    audit = audit_dataset("camvid_train", windows=WINDOWS)
+    faults = "\n".join(audit.faults)
+    assert len(audit.faults) == 5
+    assert f"{bad['00']}: labels outside the 11 classes: 77 (1728 pixels)" in faults
+    assert "is 36 x 48, but its label map" in faults
+    assert "this one is RGB" in faults
+    assert f"{bad['03']}: this label map is in no format" in faults
+    assert f"{image}: this image cannot be read" in faults
+    assert f"{bad['04']}: no pixel has a class" in audit.warnings
+    assert not as_json([audit], [])["ok"]
+
+
+def test_missing_partners_are_a_fault_and_not_an_error(small_root: Path) -> None:
+    (small_root / "camvid/annotations/train/train_01.png").unlink()
+    audit = audit_dataset("camvid_train", windows=WINDOWS)
+    assert "1 of 7 files have no label map" in audit.faults[0]
+
+
+def test_images_in_two_splits_are_found(small_root: Path) -> None:
+    folder = small_root / "camvid"
+    for number in range(5):
+        write_pair(folder, "test", f"test_{number:02d}", 50 + 31 * number)
+    names = ("camvid_train", "camvid_test")
+    assert not find_shared([audit_dataset(name, windows=WINDOWS) for name in names])
+    with Image.open(folder / "images/train/train_02.png") as image:
+        image.save(folder / "images/test/test_01.png", compress_level=1)  # other bytes, the same pixels
+    (line,) = find_shared([audit_dataset(name, windows=WINDOWS) for name in names])
+    expected = "1 images have the same pixels, the first train_02.png and test_01.png"
+    assert line == f"camvid_train and camvid_test: {expected}"
+
+
+def test_palette_images_are_pointed_out(small_root: Path) -> None:
+    path = small_root / "camvid/annotations/train/train_00.png"
+    with Image.open(path) as image:
+        labels = image.copy()
+    labels.putpalette(list(range(256)) * 3)
+    labels.save(path)
+    audit = audit_dataset("camvid_train", windows=WINDOWS)
+    assert any("1 label maps are palette images" in line for line in audit.warnings)
