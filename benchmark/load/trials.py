@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.training import processes_of
@@ -78,13 +79,28 @@ def planning_seconds(place: Path, cells: int) -> float:
 
 
 def overhead(place: Path, cells: int, seconds: float) -> tuple[float, float]:
-    """Return the share by which a run on two slots takes longer than its cells do, and its seconds."""
-    folder = Folder(place, cells, seconds)
+    """Return how much longer a run on two slots takes than its cells do, as a share, and a bare pool's share.
+
+    The bare pool starts the same cells with no more than a thread per slot: what this machine cannot do better.
+    """
+    folder = Folder(place / "harness", cells, seconds)
     before = time.monotonic()
     done = folder.run("run", "--slots", "2")
-    total = time.monotonic() - before
+    ours = time.monotonic() - before
     assert done.returncode == 0, done.stderr[-2000:]
-    return total / (folder.count * seconds / 2) - 1, total
+    bare = Folder(place / "bare", cells, seconds)
+    manifests = [json.loads((cell / "cell.json").read_text()) for cell in folder.cells()]
+    commands = []
+    for number, manifest in enumerate(manifests):
+        target = bare.output / str(number)
+        target.mkdir(parents=True)
+        commands.append([*manifest["command"][:-1], str(target)])
+    before = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda words: subprocess.run(words, check=True), commands))
+    theirs = time.monotonic() - before
+    floor = folder.count * seconds / 2
+    return ours / floor - 1, theirs / floor - 1
 
 
 def kills(place: Path, cells: int, seconds: float, count: int, seed: int) -> dict[str, int]:

@@ -147,6 +147,7 @@ def test_a_time_out_ends_the_training_and_all_that_it_has_started(bench):
     assert not is_alive(child)
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_the_others_and_keep_going_does_not(bench):
     fails = {"config": str(bench.folder / "plain.yaml"), "overrides": {"STUB.FAIL": "x"}}
     bench.matrix(seeds=[1], methods={"baseline": fails, "ours": {"config": str(bench.folder / "other.yaml")}})
@@ -174,6 +175,7 @@ def test_a_full_disk_ends_the_run(bench):
     assert attempts(bench) == [["disk"]]
 
 
+@pytest.mark.slow
 def test_only_chooses_cells_and_a_dry_run_writes_nothing(bench):
     assert "2 cells: 2 to run" in bench.run("--only", "*/ours/*", "--dry-run").stdout
     assert not bench.output.exists()
@@ -203,6 +205,7 @@ def test_a_harness_that_was_killed_leaves_a_training_that_the_next_run_ends_and_
     assert len((folder / "results.txt").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_alive_elsewhere_is_not_run_twice(bench):
     """The lock of the cell alone tells; the process does not carry the cell's mark."""
     bench.matrix(seeds=[1])
@@ -245,6 +248,7 @@ def test_what_plan_says_before_and_after_a_run(bench):
     assert "keep  done     parts/small/b/seed 1" in planned
 
 
+@pytest.mark.slow
 def test_a_probe_tells_what_cells_will_take(bench):
     bench.write("base.yaml", "SOLVER: {MAX_ITER: 1000, BASE_LR: 0.01}\n")
     bench.matrix(seeds=[1])
@@ -255,6 +259,7 @@ def test_a_probe_tells_what_cells_will_take(bench):
     assert "2 cells: 2 to run" in planned
 
 
+@pytest.mark.slow
 def test_status_and_clean(bench):
     bench.matrix(seeds=[1])
     fails = bench.run("--only", "*ours*")

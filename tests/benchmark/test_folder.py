@@ -1,5 +1,6 @@
 """What a cell's folder tells: manifest, attempts, states."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from harness import folder as files
 from harness.errors import InputError
 from harness.failures import KILLED, OUT_OF_MEMORY, RULES, Failure, classify
@@ -32,7 +34,8 @@ def test_a_manifest_says_what_the_cell_is_and_where_it_came_from_and_is_written_
     assert content["command"] == ["train", "it"]
     assert content["seed"] == 1
     assert content["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert content["versions"]["PyYAML"]
+    assert content["versions"]["pyyaml"] == yaml.__version__
+    assert content["versions"]["torch"] == importlib.metadata.version("torch")
     assert content["hardware"]["cpus"] == os.cpu_count()
     assert len(content["git"]["commit"]) == 40
     assert content["git"]["dirty"] in (True, False)
