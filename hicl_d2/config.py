@@ -14,7 +14,7 @@ import yaml
 from yacs.config import _VALID_TYPES
 
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
-from hicl_d2.errors import InputError, listing
+from hicl_d2.errors import InputError, listing, one_line
 from hicl_d2.model_keys import add_model_keys
 
 BASE_KEY = "_BASE_"
@@ -200,6 +200,13 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     Raises InputError, in one line with file, line and key, for a file that is missing or malformed, a tag that would run
     code, a key that does not exist (the nearest one named) and a value of the wrong type.
     """
+    try:
+        return _load(file, opts)
+    except InputError as error:  # a key or value that it quotes may have several lines
+        raise InputError(one_line(error)) from None
+
+
+def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
     cfg = get_hicl_cfg()
     for path, content, lines in reversed(list(_chain(Path(file)))):
         _merge(cfg, content, lines, path)

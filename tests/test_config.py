@@ -71,6 +71,8 @@ def test_a_whole_number_and_an_exponent_will_do_for_a_float(tmp_path):
         ("X: !!python/tuple [1]\n", r"config.yaml:1: the tag !!python/tuple"),
         ('_BASE_: "config.yaml"\n', r"leads back"),
         ('_BASE_: "missing.yaml"\n', r"missing.yaml does not exist"),
+        ("\x00", r"config.yaml: not valid YAML: .*special characters are not allowed"),
+        ('"A\\nB": 1\n', r"config.yaml:1: unknown key A B"),
         ("_BASE_: [1]\n", r"config.yaml:1: _BASE_ must be the path"),
     ],
 )

@@ -245,8 +245,15 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _plain_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Iterate, and take the traceback that a worker wraps around an InputError off again."""
+    """Iterate, and take the traceback that a worker wraps around an InputError off again.
+
+    A worker that is lost is a RuntimeError of torch's, also when it was handing over a batch.
+    """
     try:
         yield from loader
     except InputError as error:
         raise InputError(one_line(error)) from None
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if not getattr(loader, "num_workers", 0):
+            raise
+        raise RuntimeError("a DataLoader worker ended while it handed over a batch") from error

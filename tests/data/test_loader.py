@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,20 @@ def test_training_needs_a_data_set(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(InputError, match=r"DATASETS\.TRAIN names no data set"):
         build_train_loader(cfg)
+
+
+class _Handing:
+    """A loader with workers of which one ends while it hands over a batch."""
+
+    num_workers = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_a_lost_worker() -> None:
+    with pytest.raises(RuntimeError, match="DataLoader worker ended"):
+        next(loader._plain_errors(_Handing()))
+    _Handing.num_workers = 0
+    with pytest.raises(ConnectionResetError):
+        next(loader._plain_errors(_Handing()))
