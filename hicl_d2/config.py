@@ -32,6 +32,8 @@ def add_hicl_config(cfg: CfgNode) -> None:
     """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
     add_model_keys(cfg)
+    _add_data_keys(cfg)
+    _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
 
 
@@ -44,6 +46,12 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
+    cfg.SOLVER.ACCUMULATE = 1
+    # Iterations that are skipped because a loss or gradient is not finite before the run stops; 0: the first one stops it.
+    cfg.SOLVER.NONFINITE_LIMIT = 0
+    # How many of the newest numbered checkpoints stay on the disk (0: all); the best and the final one stay anyway.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
     # Colour augmentation of SSD: brightness, contrast, saturation and hue, each half of the time.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Mask2Former's name of the mapper that reads an image and its label map; no other is offered.
@@ -56,6 +64,28 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.2
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists.
+    cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
+
+
+def _add_evaluation_keys(cfg: CfgNode) -> None:
+    # Height and width of windows that slide over the resized test image, in pixels, and the way from one to the next
+    # (two thirds of a window where none is given); no window: the image is predicted as a whole.
+    cfg.TEST.WINDOW = []
+    cfg.TEST.WINDOW_STRIDE = []
+    # Whether TEST.AUG (several sizes and flips) averages probabilities, or the model's scores as they are.
+    cfg.TEST.AUG_SOFTMAX = True
+    # Distance up to which pixels count as near a boundary, as a share of the diagonal; 0: boundaries are not scored.
+    cfg.TEST.BOUNDARY_DISTANCE = 0.0
+    # Whether accuracy is also scored by the size of connected objects (below 32 x 32, below 96 x 96, above).
+    cfg.TEST.OBJECT_SIZES = False
+    # Whether predictions are written as label PNGs in the benchmark's submission format (inference/submission).
+    cfg.TEST.SUBMISSION = False
+    # Whether the official scorer of Cityscapes (cityscapesscripts) runs too.
+    cfg.TEST.CITYSCAPES_SCORER = False
 
 
 def _add_branch_keys(cfg: CfgNode) -> None:
@@ -255,6 +285,9 @@ def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
         return
     if not isinstance(value, (*_VALID_TYPES, type(None))):
         value = str(value)  # a YAML date, say: yacs knows numbers, strings, lists and tuples
+    if not _has(cfg, key):
+        _add(cfg, key, CfgNode._decode_cfg_value(value))
+        return
     before = _get(cfg, key)
     if isinstance(before, CfgNode):
         raise InputError(f"{place}: {key} is a section; set one of its keys ({listing(before)})")
@@ -265,6 +298,26 @@ def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
         cfg.merge_from_list([key, decoded])
     except (ValueError, AssertionError, KeyError):
         raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
+
+
+def _has(cfg: CfgNode, key: str) -> bool:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _add(cfg: CfgNode, key: str, value: Any) -> None:
+    """Add a key below a section that takes new ones."""
+    *sections, last = key.split(".")
+    node = cfg
+    for part in sections:
+        if part not in node:
+            node[part] = CfgNode(new_allowed=True)
+        node = node[part]
+    node[last] = value
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

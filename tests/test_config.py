@@ -1,10 +1,12 @@
 """Config files are read safely, and what is wrong with one is said in one line with file, line and key."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
 from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.contrast import HiCLBranch
 from hicl_d2.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
@@ -99,3 +101,11 @@ def test_the_added_keys_are_off_by_default():
         1.0,
         False,
     )
+
+
+def test_the_keys_of_the_branch_are_its_keywords_with_its_defaults():
+    keys = {key.lower(): value for key, value in get_hicl_cfg().MODEL.HICL.items()}
+    for name, keyword in inspect.signature(HiCLBranch).parameters.items():
+        if keyword.kind is keyword.KEYWORD_ONLY and name != "ignore_value":
+            default = keyword.default
+            assert keys[name] == (list(default) if isinstance(default, tuple) else default), name

@@ -1,6 +1,8 @@
 """What a config file says in the end: its chain of bases merged, and overrides on top."""
 
+import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,26 @@ from harness.files import read_yaml
 BASE_KEY = "_BASE_"
 
 
-def resolve(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of ``path`` with its bases and ``overrides``, flat: {"SOLVER.MAX_ITER": 400}.
+class Configs:
+    """Config files, each read once: ten thousand cells share a few."""
 
-    Keys that no file names keep the training's defaults and do not appear. Raises InputError for a file that
-    is missing or malformed.
-    """
-    resolved: dict[str, Any] = {}
-    for content in reversed(list(_chain(path))):
-        resolved.update(flatten(content))
-    resolved.update(flatten(overrides))
-    return resolved
+    def __init__(self) -> None:
+        self._flat: dict[Path, dict[str, Any]] = {}
+
+    def resolve(self, path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config of ``path`` with its bases and ``overrides``, flat: {"SOLVER.MAX_ITER": 400}.
+
+        Values are as the training reads them: text that is a Python literal is that literal, tuples are lists.
+        Keys that no file names keep the training's defaults and do not appear. Raises InputError for a file
+        that is missing or malformed.
+        """
+        if path not in self._flat:
+            merged: dict[str, Any] = {}
+            for content in reversed(list(_chain(path))):
+                merged.update(flatten(content))
+            self._flat[path] = {key: literal(value) for key, value in merged.items()}
+        changes = {key: literal(value) for key, value in flatten(overrides).items()}
+        return {**self._flat[path], **changes}
 
 
 def _chain(path: Path) -> Iterator[dict[str, Any]]:
@@ -49,3 +60,23 @@ def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def literal(value: Any) -> Any:
+    """Return ``value`` as the training will understand it, in JSON's types; two spellings give one value."""
+    if isinstance(value, str):
+        return _parsed(value)
+    if isinstance(value, list | tuple):
+        return [literal(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
+
+
+@cache
+def _parsed(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return text if isinstance(value, str | bytes | set) else literal(value)

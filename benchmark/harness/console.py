@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 SECONDS_BETWEEN_REDRAWS = 0.2
@@ -18,18 +19,18 @@ class Console:
         self._is_open = False  # whether the cursor stands behind a moving line
         self._shown = float("-inf")
 
-    def progress(self, text: str) -> None:
-        """Show how far the work is; where there is no terminal most calls show nothing."""
+    def progress(self, text: Callable[[], str]) -> None:
+        """Show how far the work is; most calls show nothing, and then ``text`` is not asked."""
         now = time.monotonic()
         if now - self._shown < (SECONDS_BETWEEN_REDRAWS if self._on_terminal else SECONDS_BETWEEN_LINES):
             return
         self._shown = now
         if self._on_terminal:
             width = shutil.get_terminal_size().columns - 1
-            _write(f"\r\033[K{text[:width]}")
+            _write(f"\r\033[K{text()[:width]}")
             self._is_open = True
         else:
-            _write(f"{text}\n")
+            _write(f"{text()}\n")
 
     def say(self, text: str) -> None:
         """Show a line that stays, in the place of the moving one."""
@@ -41,6 +42,12 @@ class Console:
         """Write a result to standard output."""
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+    def screen(self, text: str, is_moving: bool) -> None:
+        """Write ``text`` to standard output; on a terminal a moving one takes the place of what was there."""
+        if is_moving and sys.stdout.isatty():
+            sys.stdout.write("\033[H\033[J")
+        self.result(text)
 
 
 def _write(text: str) -> None:

@@ -42,7 +42,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Loader(yaml.SafeLoader):
+# The compiled one where there is one: a matrix file may be long.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """YAML's safe loader, which also refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -1,153 +1,210 @@
 """One training as a subprocess: started, watched, and stopped with all its children."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cells import RESULT_FILE, Cell, read_result
-from harness.console import duration
+from harness import folder as files
+from harness.cells import Cell
+from harness.errors import InputError
+from harness.failures import TIME_OUT, Failure, classify
+from harness.progress import STDERR_FILE, describe, last_line, tail
+from harness.results import RESULT_FILE, read_result
+from harness.slots import Slot
 
-METRICS_FILE = "metrics.json"
-TAIL_BYTES = 65536
-POLL_SECONDS = 0.2
+# Every process of a cell carries its folder in this variable; that is how strays are found.
+CELL_VARIABLE = "RUN_MATRIX_CELL"
+JOB_VARIABLE = "SLURM_JOB_ID"
 # A training that is asked to stop finishes its iteration and saves a checkpoint.
 STOP_SECONDS = 60.0
+LOCK_SECONDS = 5.0
 
 
-class Stopped(KeyboardInterrupt):
-    """Raised when the user or the system asks the harness to stop; ``signum`` is the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` in the main thread on Ctrl-C, SIGTERM and a lost terminal inside the context."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise Stopped(signum)
-
-    before = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is, as far as its files say."""
-
-    iteration: int
-    loss: float
-    seconds_left: float | None
+def command(cell: Cell, script: Path, output: Path) -> list[str]:
+    """Return the command that trains ``cell``, or goes on with it."""
+    words = [sys.executable, str(script), "--config-file", str(cell.config), "--resume"]
+    return [*words, *cell.arguments(), "OUTPUT_DIR", str(cell.folder(output).resolve())]
 
 
 class Training:
     """A running cell. Its output goes to ``stdout.txt`` and ``stderr.txt`` in the cell's folder."""
 
-    def __init__(self, cell: Cell, script: Path, output: Path) -> None:
+    def __init__(
+        self, cell: Cell, script: Path, output: Path, slot: Slot, launcher: Sequence[str] = ()
+    ) -> None:
+        """Start it. ``launcher`` is put before the command."""
         self.cell = cell
+        self.slot = slot
         self.folder = cell.folder(output)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.start = time.monotonic()
+        self._errors = self.folder / STDERR_FILE
+        self._errors_before = self._errors.stat().st_size if self._errors.exists() else 0
+        self._end = 0.0
+        self._is_stopped = False
+        self._is_late = False
+        self._last_beat = 0.0
+        held = _lock(self.folder)
+        words = [*launcher, *command(cell, script, output), *slot.arguments()]
+        variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
         # Only a damaged one can be here; the training would take it for its own and do nothing.
         (self.folder / RESULT_FILE).unlink(missing_ok=True)
-        self.start = time.monotonic()
-        self._errors = self.folder / "stderr.txt"
-        self._errors_before = self._errors.stat().st_size if self._errors.exists() else 0
-        command = [sys.executable, str(script), "--config-file", str(cell.config), "--resume"]
-        command += [*cell.arguments(), "OUTPUT_DIR", str(self.folder.resolve())]
-        with (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
+        with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
             # A session of its own: Ctrl-C reaches the harness alone, which then stops the training in order.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, start_new_session=True
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                env=variables,
+                pass_fds=(held.fileno(),),
+                start_new_session=True,
             )
-
-    def wait(self, seconds: float = POLL_SECONDS) -> bool:
-        """Wait for the end of the training, ``seconds`` at most, and return whether it has come."""
         try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+            self._attempt = files.start_attempt(self.folder, slot=str(slot))
+            self.beat()
+        except BaseException:
+            self.kill()
+            raise
 
-    def stop(self) -> None:
-        """Ask the training to stop and wait for its checkpoint; a second signal cuts this short."""
-        with contextlib.suppress(Stopped):
-            self._process.send_signal(signal.SIGINT)
-            self.wait(STOP_SECONDS)
-        self.kill()
+    @property
+    def seconds(self) -> float:
+        """How long it has been running, or ran."""
+        return (self._end or time.monotonic()) - self.start
+
+    def has_ended(self) -> bool:
+        """Return whether the training is over; one that takes longer than its time-out is ended."""
+        if self.process.poll() is not None:
+            return True
+        self.beat()
+        limit = self.cell.resources.timeout_hours
+        if limit is not None and self.seconds > limit * 3600 and not self._is_stopped:
+            self._is_late = True
+            self.kill()
+            return True
+        return False
+
+    def beat(self) -> None:
+        """Show, now and then, that the training is watched."""
+        if time.monotonic() - self._last_beat > files.HEARTBEAT_SECONDS:
+            files.beat(self.folder)
+            self._last_beat = time.monotonic()
+
+    def ask_to_stop(self) -> None:
+        """Ask the training to keep a checkpoint and end."""
+        self._is_stopped = True
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End the training and whatever it has started and left behind."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._end = self._end or time.monotonic()
 
-    def failure(self) -> str | None:
-        """Return why the training failed, None if it left a result."""
-        status = self._process.returncode
-        if status == 0 and read_result(self.folder) is not None:
+    def finish(self) -> Failure | None:
+        """Clear away what is left of the training, note how it ended, and return why it failed, if it did."""
+        self.kill()
+        end_processes([pid for pid, _ in processes_of(self.folder)])
+        failure = self._failure()
+        seconds = self.seconds
+        files.end_attempt(self.folder, self._attempt, seconds, self.process.returncode, failure)
+        return failure
+
+    def _failure(self) -> Failure | None:
+        if read_result(self.folder) is not None:
             return None
-        if status == 0:
-            return f"it ended without a {RESULT_FILE}"
-        how = f"exit {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
-        return f"{how}: {self.last_line() or 'no message'}"
-
-    def last_line(self) -> str:
-        """Return the last line that the training wrote to standard error, "" if there is none."""
-        lines = _tail(self._errors, self._errors_before).decode("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if self._is_late:
+            return Failure(TIME_OUT, f"it took longer than {self.cell.resources.timeout_hours:g} hours")
+        if self._is_stopped:
+            return None
+        end = tail(self._errors, self._errors_before).decode("utf-8", "replace")
+        return classify(self.process.returncode, last_line(self._errors, self._errors_before), end)
 
     def describe(self) -> str:
-        """Return how far the training is: what its files said last, be it a line or a metric."""
-        metrics = self.folder / METRICS_FILE
-        progress = read_progress(metrics)
-        spent = duration(time.monotonic() - self.start)
-        if progress is None or metrics.stat().st_mtime < self._errors.stat().st_mtime:
-            return f"{self.last_line() or 'starting'} ({spent} gone)"
-        total = self.cell.iterations
-        of_total = "" if total is None else f"/{total}"
-        left = "" if progress.seconds_left is None else f"  ETA {duration(progress.seconds_left)}"
-        return f"iteration {progress.iteration}{of_total}  loss {progress.loss:.4g}{left} ({spent} gone)"
+        """Return how far the training is."""
+        return describe(self.folder, self.cell.iterations, self.seconds, self._errors_before)
 
 
-def read_progress(path: Path) -> Progress | None:
-    """Return the newest iteration in a file of metrics (a JSON object per line), None if there is none."""
-    try:
-        lines = _tail(path).split(b"\n")
-        age = time.time() - path.stat().st_mtime
-    except OSError:
-        return None
-    for line in reversed(lines):
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError
-        ):  # cut off, being written, or of something else
-            entry = json.loads(line)
-            eta = entry.get("eta_seconds")
-            left = None if eta is None else max(0.0, float(eta) - age)
-            return Progress(int(entry["iteration"]) + 1, float(entry["total_loss"]), left)
-    return None
+def _lock(folder: Path) -> "files.IO[str]":
+    """Return the cell's lock; what a killed process held is free a moment later."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        held = files.lock(folder)
+        if held is not None:
+            return held
+        if time.monotonic() > end:
+            raise InputError(
+                f"a training is still running in {folder}, maybe on another machine; end it first"
+            )
+        time.sleep(0.05)
 
 
-def _tail(path: Path, start: int = 0) -> bytes:
-    """Return the end of a file, from ``start`` on at the earliest; nothing if it is not there."""
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - TAIL_BYTES))
-        return file.read()
+# ----------------------------------------------------------------------------------------------------------
+# Strays: trainings whose harness was killed
+
+
+def processes_of(folder: Path) -> list[tuple[int, Path]]:
+    """Return every process that was started for a cell in ``folder`` or below: its id and its cell's folder.
+
+    Looks at the environment of all processes of this user; where there is no /proc it finds none. Processes of
+    another job of a cluster are that job's.
+    """
+    top = str(folder.resolve()).encode()
+    own_job = os.environ.get(JOB_VARIABLE, "").encode()
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if not name.isdigit():
+            continue
+        try:
+            content = Path(f"/proc/{name}/environ").read_bytes()
+        except OSError:
+            continue
+        items = dict(item.partition(b"=")[::2] for item in content.split(b"\0"))
+        place = items.get(CELL_VARIABLE.encode(), b"")
+        is_ours = items.get(JOB_VARIABLE.encode(), b"") == own_job
+        if is_ours and (place == top or place.startswith(top + b"/")):
+            found.append((int(name), Path(os.fsdecode(place))))
+    return [(pid, place) for pid, place in found if pid != os.getpid()]
+
+
+def end_strays(output: Path) -> int:
+    """End trainings that a harness which was killed has left behind, and return how many cells they were of.
+
+    The trainings are asked first, so that they keep a checkpoint; what they have started ends after them. Call
+    this with the folder's lock held.
+    """
+    strays = processes_of(output / "cells")
+    for pid in _trainings(strays):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGINT)
+    end = time.monotonic() + STOP_SECONDS
+    while _trainings(processes_of(output / "cells")) and time.monotonic() < end:
+        time.sleep(0.1)
+    while left := processes_of(output / "cells"):
+        end_processes([pid for pid, _ in left])
+        time.sleep(0.02)
+    return len({place for _, place in strays})
+
+
+def _trainings(processes: list[tuple[int, Path]]) -> list[int]:
+    """Return those that the harness started itself: each leads a session."""
+    found = []
+    for pid, _ in processes:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == pid:
+                found.append(pid)
+    return found
+
+
+def end_processes(pids: list[int]) -> None:
+    """Kill processes that may be gone already."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

@@ -28,7 +28,8 @@ class Contrast(nn.Module):
 
     It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), lays the labels over
     the feature grid, brings the logits to it, draws from a private generator (the global random state is never
-    touched), and gives every parameter a gradient in every step, also where nothing was found to contrast.
+    touched), and gives every parameter a gradient in every step, also where nothing was found to contrast. Inside a
+    model given to `torch.compile` it runs as it is, uncompiled.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Contrast(nn.Module):
         self.dim = dim
         self.embedding = EmbeddingHead(in_channels, hidden_dim, dim)
 
+    # Its gradients are made by hand, in buffers of their own: a compiler breaks them and has little to gain.
+    @torch.compiler.disable
     def forward(
         self, features: Tensor, labels: Tensor, logits: Tensor | None = None, *, seed: int = 0
     ) -> ContrastOutput:

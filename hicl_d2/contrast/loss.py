@@ -124,7 +124,8 @@ class _Contrast(torch.autograd.Function):
         temperature: float,
         focus: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        work = _Work(anchors, torch.cat([components, remembered]), pairing, temperature, focus)
+        everything = torch.cat([components, remembered]) if len(remembered) else components
+        work = _Work(anchors, everything, pairing, temperature, focus)
         with_gradient = len(components) if ctx.needs_input_grad[1] else 0
         ctx.save_for_backward(*work.run(ctx.needs_input_grad[0], with_gradient))
         component_loss, component_weight = work.totals
@@ -173,7 +174,7 @@ class _Work:
         self.scaled = anchors / temperature
         # Rows without a component are zero, so that the products need no mask.
         self.present = (pairing.component_class < pairing.num_classes).to(anchors.dtype)
-        self.components = components.mul_(self.present[:, None])
+        self.components = components * self.present[:, None]
         self.one_block = pairing.blocks.shape[1] == 1
         # All positives of an anchor weigh alike: what an anchor counts can wait until after the products.
         self.alike = pairing.uniform and focus == 0.0

@@ -75,6 +75,11 @@ class TrainStream(IterableDataset[Batch]):
         self._start = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
+    def num_images(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    @property
     def start_iteration(self) -> int:
         """The step that iteration begins with."""
         return int(self._start)
@@ -119,6 +124,11 @@ class TrainLoader:
             # Without a generator of its own the loader would draw from torch's global state.
             generator=torch.Generator().manual_seed(seed),
         )
+
+    @property
+    def num_images(self) -> int:
+        """How many images the training data have."""
+        return self._stream.num_images
 
     @property
     def start_iteration(self) -> int:

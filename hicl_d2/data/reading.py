@@ -1,6 +1,8 @@
 """Reading images and label maps, with one line about what is wrong with a file that cannot be used."""
 
+import os
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,25 @@ from hicl_d2.errors import InputError
 # Everything that Pillow raises for a file that is missing, is no image, is cut off or is damaged.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 EXIF_ORIENTATION = 0x0112
+
+# Environment variable: the most pixels that an image may have. A damaged or hostile file can claim any number.
+LIMIT = "HICL_MAX_IMAGE_PIXELS"
+DEFAULT_LIMIT = 2**28
+
+
+def _set_limit() -> int:
+    """Tell Pillow the limit: it refuses above twice its own, and warns from there on."""
+    text = os.environ.get(LIMIT, "")
+    try:
+        limit = int(text) if text else DEFAULT_LIMIT
+    except ValueError:
+        raise InputError(f"{LIMIT} is {text!r}; it must be a number of pixels") from None
+    Image.MAX_IMAGE_PIXELS = max(limit // 2, 1)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return limit
+
+
+MAX_PIXELS = _set_limit()
 
 
 def read_image(path: str | Path, image_format: str) -> np.ndarray:
@@ -43,6 +64,12 @@ def read_labels(path: str | Path) -> np.ndarray:
             return np.asarray(image)
     except UNREADABLE as error:
         raise InputError(f"{path}: {_reason(error, 'label map')}") from None
+
+
+def label_mode(path: str | Path) -> str:
+    """Return Pillow's name for the pixels of a label file that can be read: "L", "P" or "I;16"."""
+    with Image.open(path) as image:
+        return image.mode
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -92,4 +119,6 @@ def _reason(error: BaseException, kind: str) -> str:
         return f"this {kind} does not exist"
     if isinstance(error, UnidentifiedImageError):
         return f"this {kind} is in no format that Pillow knows; the file is damaged or is no image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"this {kind} has more than {MAX_PIXELS:,} pixels; raise {LIMIT} if it is meant to"
     return f"this {kind} cannot be read: {' '.join(str(error).split())}"

@@ -2,11 +2,12 @@
 
 File names and contents are Detectron2's: ``model_0000099.pth``, ``model_final.pth``, ``last_checkpoint``.
 ``model_best.pth`` (the weights alone) and ``best.json`` stand beside them, and ``last_checkpoint`` never
-points to the best one.
+points to the best one. A run goes on from the newest checkpoint that is whole; one that is damaged is named.
 """
 
 import logging
 import pickle
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,27 @@ import torch
 from torch import nn
 
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
-from hicl_d2.d2.utils import PathManager
+from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.engine.console import console
 from hicl_d2.engine.files import atomic_open, read_json, write_json
 from hicl_d2.errors import InputError, one_line
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
+from hicl_d2.weights import (
+    DamagedError,
+    check_address,
+    check_content,
+    check_whole,
+    checksum,
+    read_pickle,
+    read_torch,
+)
 
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
 BEST_RECORD = "best.json"
+LAST = "last_checkpoint"
+NUMBERED = re.compile(r"model_(\d+)\.pth")
 # Before training starts from a file, at least this share of its tensors (or of the model's) must fit ...
 ENOUGH = 0.5
 # ... and no more than these, and this share of those that fit, may have another shape: another number of classes
@@ -92,10 +104,16 @@ class Fit:
 class Checkpoints(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic files, a best checkpoint, and a judgement on what was loaded."""
 
-    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **checkpointables: Any
+    ) -> None:
+        """``keep``: how many of the numbered checkpoints stay when another is written; 0 keeps all."""
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicFiles()
+        self.keep = keep
         self.fit: Fit | None = None
+        self.parts: set[str] = set()  # what the file that was read last holds
+        self.resumed: Path | None = None  # what this process went on from
         self.saved: int | None = None  # iteration of the newest checkpoint of this process
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -105,6 +123,16 @@ class Checkpoints(DetectionCheckpointer):
         except RuntimeError as error:  # torch's zip writer hides what the disk said
             raise _disk_error(error, Path(self.save_dir) / f"{name}.pth") from None
         self.saved = kwargs.get("iteration", self.saved)
+        if self.keep and self.save_to_disk and self.saved is not None:
+            self._remove_old(self.saved)
+
+    def _remove_old(self, iteration: int) -> None:
+        """Keep the newest ``keep`` of the numbered checkpoints up to ``iteration``."""
+        numbered = [
+            (number, path) for number, path in numbered_checkpoints(self.save_dir) if number <= iteration
+        ]
+        for _, path in numbered[self.keep :]:
+            path.unlink(missing_ok=True)
 
     def save_best(self, iteration: int, metrics: dict[str, float | None]) -> None:
         """Write the weights to ``model_best.pth``, then what they reached to ``best.json``."""
@@ -126,24 +154,59 @@ class Checkpoints(DetectionCheckpointer):
         path = Path(self.save_dir) / BEST_RECORD
         return read_json(path) if path.exists() else None
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load ``path`` as Detectron2 does, after looking at what would be fetched and read.
+
+        Raises InputError for a URL that is not to be fetched and for a file that asks for more than weights,
+        DamagedError (one, too) for a file that cannot be read.
+        """
+        try:
+            return super().load(self._fetched(path) if path else path, checkpointables)
+        except BaseException:
+            self._parsed_url_during_load = None  # Detectron2 would refuse to load another file after this one
+            raise
+
+    def _fetched(self, path: str) -> str:
+        """Return ``path`` with a URL that has a checksum replaced by the file that it stands for."""
+        check_address(path)
+        expected = checksum(path)
+        if expected is None:
+            return path
+        address, _, options = path.partition("#")[0].partition("?")
+        try:
+            file = self.path_manager.get_local_path(address)
+        except (OSError, ValueError, AssertionError) as error:
+            raise InputError(f"weights {path} cannot be fetched: {one_line(error)}") from None
+        check_content(file, expected, address)
+        return f"{file}?{options}" if options else file
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return self._load_known_names(filename)
+            content = self._read(filename)
         except UNREADABLE as error:
             reason = one_line(error)[:160] or "it ends too early"
-            raise InputError(
+            raise DamagedError(
                 f"weights {filename} cannot be read ({type(error).__name__}: {reason})"
             ) from None
+        self.parts = set(content)
+        return content
 
-    def _load_known_names(self, filename: str) -> dict[str, Any]:
+    def _read(self, filename: str) -> dict[str, Any]:
         """Return the checkpoint in ``filename``, weights as others publish them under names that can be matched."""
-        foreign = read_foreign_file(filename)
-        if foreign is None:
-            checkpoint = super()._load_file(filename)
-            foreign = with_known_names(checkpoint["model"])
-            if foreign is None:
-                return checkpoint
-        return {"model": foreign, "matching_heuristics": True}
+        weights = read_foreign_file(filename)
+        if weights is None:
+            check_whole(filename)
+            if filename.endswith(".pkl"):
+                read_pickle(filename)  # Detectron2's own reader would run any code in it
+            content = super()._load_file(filename)
+            weights = with_known_names(content["model"])
+            if weights is None:
+                return content
+        return {"model": weights, "matching_heuristics": True}
+
+    def _torch_load(self, filename: str) -> Any:
+        """Stand in for Detectron2's reader, which an environment variable can make run code."""
+        return read_torch(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         in_file = sum(_counts(name) for name in checkpoint["model"])
@@ -179,15 +242,70 @@ class Checkpoints(DetectionCheckpointer):
             console.say(f"weights {path}: {self.fit}")
         logger.info(f"weights {path}: {self.fit}")
 
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to go on from, or was one."""
+        return named_last(self.save_dir) is not None or bool(resumable_checkpoints(self.save_dir))
+
     def resume(self) -> None:
-        """Load the last checkpoint with everything that training needs; all of it must fit."""
-        path = self.get_checkpoint_file()
-        state = self.load(path)
+        """Load the newest checkpoint that is whole, with everything that training needs; all of it must fit.
+
+        A damaged one is named and the one before it taken. Raises InputError if none can be read.
+        """
+        state = self._load_newest()
         if self.fit is None or not self.fit.is_whole or self.fit.left_over:
             raise InputError(
-                f"checkpoint {path} is of another model: {self.fit}; it cannot be resumed with this config"
+                f"checkpoint {self.resumed} is of another model: {self.fit}; it cannot be resumed with this config"
             )
         self.saved = state.get("iteration")
+
+    def _load_newest(self) -> dict[str, Any]:
+        # Every process follows the main one, which may be the only one that sees the files change.
+        found: list[Path] = comm.all_gather(resumable_checkpoints(self.save_dir))[0]
+        damaged: list[str] = []
+        for path in found:
+            try:
+                state = self.load(str(path))
+            except DamagedError as error:
+                damaged.append(one_line(error))
+                continue
+            if not self.checkpointables.keys() <= self.parts:
+                raise InputError(f"checkpoint {path} holds weights alone, without the state of a training")
+            self.resumed = path
+            if path.name != named_last(self.save_dir):
+                damaged.append(
+                    f"{LAST} names {named_last(self.save_dir)!r}: going on from {path.name} instead"
+                )
+            for line in damaged:
+                console.say(line)
+                logger.info(line)
+            return state
+        reason = damaged[0] if damaged else "there is none"
+        raise InputError(f"no checkpoint in {self.save_dir} can be resumed: {reason}")
+
+
+def numbered_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints that are named after an iteration with it, the newest first."""
+    found = ((NUMBERED.fullmatch(path.name), path) for path in Path(folder).glob("model_*.pth"))
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def named_last(folder: str | Path) -> str | None:
+    """Return what ``last_checkpoint`` in ``folder`` says, None if there is no such file."""
+    try:
+        return (Path(folder) / LAST).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def resumable_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints that a run in ``folder`` may go on from: what ``last_checkpoint`` names, then others.
+
+    The others are the numbered ones, the newest first: it may be that the one which is named is damaged or lost.
+    """
+    folder = Path(folder)
+    name = named_last(folder) or ""
+    named = [folder / name] if name and name == Path(name).name and (folder / name).is_file() else []
+    return named + [path for _, path in numbered_checkpoints(folder) if path not in named]
 
 
 def _counts(name: str) -> bool:

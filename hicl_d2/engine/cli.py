@@ -52,6 +52,11 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         metavar="N",
         help="processes on this machine; on the CPU without GPUs",
     )
+    flag(
+        "--download",
+        action="store_true",
+        help="fetch MODEL.WEIGHTS from an https address that has no checksum (#sha256=...)",
+    )
     flag("--num-machines", type=_count, default=1, metavar="N", help="number of machines")
     flag("--machine-rank", type=int, default=0, metavar="N", help="this machine's number, from 0")
     flag(

@@ -13,18 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine import provenance
+from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.files import read_json, write_json
 from hicl_d2.errors import InputError
 
 MANIFEST = "manifest.json"
 RESULT = "result.json"
-LAST = "last_checkpoint"
 
 PLACE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 # What a resumed run may change: it is not part of the training's arithmetic.
-RESUMABLE_KEYS = ("TEST.", "DATASETS.TEST", "SOLVER.CHECKPOINT_PERIOD", "MODEL.HICL.LOG_PERIOD", "VIS_PERIOD")
+RESUMABLE_KEYS = ("TEST.", "DATASETS.TEST", "SOLVER.CHECKPOINT_", "MODEL.HICL.LOG_PERIOD", "VIS_PERIOD")
 TRACES = (LAST, "metrics.json", "model_final.pth", "model_best.pth")
 SHOWN_DIFFERENCES = 3
 
@@ -62,8 +63,13 @@ def read_manifest(output_dir: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def write_manifest(cfg: CfgNode, seed: int, processes: int) -> bool:
-    """Write the manifest of the run that ``cfg`` describes, unless there is one; return whether it did."""
+def write_manifest(
+    cfg: CfgNode, seed: int, processes: int, *, device: str | None = None, images: int | None = None
+) -> bool:
+    """Write the manifest of the run that ``cfg`` describes, unless there is one; return whether it did.
+
+    ``device``: where it runs; ``images``: how many the training data have.
+    """
     path = Path(cfg.OUTPUT_DIR) / MANIFEST
     if path.exists():
         return False
@@ -74,6 +80,8 @@ def write_manifest(cfg: CfgNode, seed: int, processes: int) -> bool:
         "config_hash": config_hash(cfg),
         "seed": seed,
         "processes": processes,
+        "device": device,
+        "images": images,
         "versions": provenance.versions(),
         "git": provenance.git_state(),
         "config": identity(cfg),
@@ -93,18 +101,19 @@ def check_output(cfg: CfgNode, resume: bool) -> State:
     manifest = read_manifest(folder)
     if manifest is None:
         return _check_without_manifest(folder, resume)
-    _check_same_run(folder, manifest, identity(cfg), resume)
+    _check_same_run(folder, known_config(manifest), identity(cfg), resume)
     if (folder / RESULT).exists():
         if resume:
             return "finished"
         raise InputError(
             f"{folder} holds this run, finished (see {RESULT}); choose another OUTPUT_DIR to repeat it"
         )
-    if not (folder / LAST).exists():
+    checkpoints = resumable_checkpoints(folder)
+    if not checkpoints and not (folder / LAST).exists():
         return "fresh"
     if resume:
         return "resume"
-    last = (folder / LAST).read_text().strip()
+    last = checkpoints[0].name if checkpoints else named_last(folder)
     raise InputError(
         f"{folder} holds this run up to {last}; add --resume to go on, or choose another OUTPUT_DIR"
     )
@@ -120,19 +129,64 @@ def _check_without_manifest(folder: Path, resume: bool) -> State:
     return "resume" if LAST in traces else "fresh"
 
 
-def _check_same_run(folder: Path, manifest: Mapping[str, Any], config: dict[str, Any], resume: bool) -> None:
-    changed = changed_keys(manifest["config"], config)
+def known_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a manifest, with the defaults of keys that did not exist when it was written."""
+    return {**identity(get_hicl_cfg()), **manifest["config"]}
+
+
+def _check_same_run(folder: Path, before: Mapping[str, Any], config: dict[str, Any], resume: bool) -> None:
+    changed = changed_keys(before, config)
     if resume:
         changed = [key for key in changed if not key.startswith(RESUMABLE_KEYS)]
     if not changed:
         return
-    shown = ", ".join(_difference(key, manifest["config"], config) for key in changed[:SHOWN_DIFFERENCES])
+    shown = ", ".join(_difference(key, before, config) for key in changed[:SHOWN_DIFFERENCES])
     rest = len(changed) - SHOWN_DIFFERENCES
     more = f" and {rest} more keys differ" if rest > 0 else ""
     raise InputError(
         f"{folder} holds a different run: {shown}{more}; choose another OUTPUT_DIR (--resume goes on with "
         "the same config alone)"
     )
+
+
+def changes_on_resume(
+    manifest: Mapping[str, Any], cfg: CfgNode, processes: int, *, device: str, images: int
+) -> list[str]:
+    """Return in words what is not as it was when the run of ``manifest`` began, and what that means.
+
+    What ``check_output`` lets pass: keys that do not enter the training, the number of processes, the device,
+    the versions. Raises InputError for training data of another size (the stream of images would be another
+    one), and for another number of processes where the schedule depends on it.
+    """
+    known_images = manifest.get("images") or images
+    if images != known_images:
+        raise InputError(
+            f"the training data of {cfg.OUTPUT_DIR} had {known_images} images when the run began and have "
+            f"{images} now; restore them, or start anew in another OUTPUT_DIR"
+        )
+    before, now = known_config(manifest), identity(cfg)
+    named = [_difference(key, before, now) for key in changed_keys(before, now)]
+    started = manifest.get("processes", processes)
+    if processes != started:
+        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+            raise InputError(
+                f"the run in {cfg.OUTPUT_DIR} was started on {started} processes and SOLVER.REFERENCE_WORLD_SIZE "
+                f"ties its schedule to their number; resume it on {started}, not on {processes}"
+            )
+        named.append(
+            f"{started} processes there and {processes} here (the images and their order are the same; what a "
+            "process draws at random, and the order of sums, are not)"
+        )
+    known_device = manifest.get("device") or device
+    if device != known_device:
+        named.append(f"the device is {known_device} there and {device} here")
+    versions = manifest.get("versions", {})
+    named += [
+        f"{name} is {versions[name]} there and {version} here"
+        for name, version in provenance.versions().items()
+        if versions.get(name, version) != version
+    ]
+    return named
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import threading
 import time
 import traceback
 from argparse import Namespace
@@ -13,15 +14,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
 from hicl_d2.engine import interrupt
 from hicl_d2.engine.cli import explain, stop_signal
+from hicl_d2.engine.files import write_json
 from hicl_d2.errors import InputError
 
 FAILED = 3  # exit status of a process that has left a record of its failure
+# Seconds that a process has to end by itself once another one has failed, before it is ended.
+GRACE = 10.0
 
 
 def start(main: Callable[..., None], args: Namespace, device: str, arguments: tuple[Any, ...]) -> None:
@@ -31,10 +36,8 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
     Raises InputError with the message of the process that failed first, Interrupted if they were asked to
     stop.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun(device)
-        main(*arguments)
-        dist.destroy_process_group()
+    if under_torchrun():
+        _run_under_torchrun(main, args, device, arguments)
         return
     _check_processes(args, device)
     if args.num_gpus * args.num_machines == 1:
@@ -71,9 +74,45 @@ def _check_processes(args: Namespace, device: str) -> None:
         )
 
 
+def under_torchrun() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restarted() -> bool:
+    """Return whether torchrun started the processes again, because one was lost."""
+    return under_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def count(args: Namespace) -> int:
+    """Return how many processes the run has, on all machines."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
+
+
+def _run_under_torchrun(
+    main: Callable[..., None], args: Namespace, device: str, arguments: tuple[Any, ...]
+) -> None:
+    if args.num_gpus * args.num_machines > 1:
+        raise InputError("torchrun starts the processes; leave out --num-gpus and --num-machines")
+    try:
+        _join_torchrun(device)
+        with interrupt.handled(patient=True, follows=not comm.is_main_process()):
+            main(*arguments)
+        dist.destroy_process_group()
+    except (Exception, KeyboardInterrupt) as error:
+        if explain(error) is None and stop_signal(error) is None:
+            # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
+            time.sleep(GRACE)
+        if stop_signal(error) is None:
+            get_error_handler().record_exception(error)
+        raise
+
+
 def _join_torchrun(device: str) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     if device != "cpu":
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(f"torchrun started more processes than this machine has GPUs ({local_rank})")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -82,12 +121,26 @@ def _join_torchrun(device: str) -> None:
 def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run ``main`` as one process of several; leave a record of what went wrong."""
     _share_cores()
+    threading.Thread(target=_leave_with_others, args=(Path(records),), daemon=True).start()
     try:
         with interrupt.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
     except (Exception, KeyboardInterrupt) as error:
         _record(Path(records), error)
         raise SystemExit(FAILED) from None
+
+
+def _leave_with_others(records: Path) -> None:
+    """End this process some time after another one failed, if it has not ended by itself.
+
+    It may wait for that one in a collective operation, where no signal reaches it.
+    """
+    while not any(records.glob("*.json")):
+        if not records.exists():
+            return
+        time.sleep(0.5)
+    time.sleep(GRACE)
+    os._exit(FAILED)
 
 
 def _share_cores() -> None:
@@ -105,7 +158,7 @@ def _record(records: Path, error: BaseException) -> None:
         "signal": signum,
         "message": message or traceback.format_exc(),
     }
-    (records / f"{comm.get_rank()}.json").write_text(json.dumps(content))
+    write_json(records / f"{comm.get_rank()}.json", content)
 
 
 def _failure(records: Path, error: Exception) -> BaseException:

@@ -4,26 +4,23 @@ import logging
 import os
 import secrets
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import hicl_d2.modeling
-import hicl_d2.modeling.hicl  # noqa: F401 - registers the meta-architecture
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from hicl_d2.d2.utils import comm, seed_all_rng
-from hicl_d2.data.preflight import check_datasets
+from hicl_d2.data.custom import register_custom
+from hicl_d2.data.preflight import check_datasets, test_image_sizes
+from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.manifest import State, check_output, read_manifest
+from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.modeling import check_model_config, check_test_sizes
+from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
-
-# Meta-architectures whose head is in the registry of semantic heads.
-SEMANTIC_ARCHITECTURES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab")
 
 
 def check_before_start(cfg: CfgNode, args: Namespace) -> State:
@@ -32,46 +29,37 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     Raises InputError for an unknown name, a data set or a weights file that is not there, numbers that do not
     fit together, and an OUTPUT_DIR that cannot be written or holds another run.
     """
-    _check_names(cfg)
+    check_model_config(cfg)
     _check_numbers(cfg, args)
     _check_weights(cfg, args)
     _check_writable(Path(cfg.OUTPUT_DIR))
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
+    check_test_sizes(cfg, test_image_sizes(cfg))
     return state
-
-
-def _check_names(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    architecture, key = model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
-    _check_name(key, architecture, _names(META_ARCH_REGISTRY))
-    if architecture == "HiCL":
-        architecture, key = model.HICL.BASE, "MODEL.HICL.BASE"
-        _check_name(key, architecture, _names(META_ARCH_REGISTRY))
-    if architecture in SEMANTIC_ARCHITECTURES:
-        _check_name("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, _names(BACKBONE_REGISTRY))
-        _check_name("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, _names(SEM_SEG_HEADS_REGISTRY))
-    _check_name("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, PRECISIONS)
-
-
-def _names(registry: Iterable[Any]) -> list[str]:
-    return [name for name, _ in registry]
-
-
-def _check_name(key: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise InputError(f"{key} is {name!r}{nearest(name, known)}; known names: {listing(known)}")
 
 
 def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
     solver = cfg.SOLVER
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if solver[key] < 1:
-            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be 1 or more")
-    processes = args.num_gpus * args.num_machines
+    if solver.AMP.DTYPE not in PRECISIONS:
+        raise InputError(
+            f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
+            f"it is one of {listing(PRECISIONS)}"
+        )
+    least = {"MAX_ITER": 1, "IMS_PER_BATCH": 1, "CHECKPOINT_PERIOD": 1, "ACCUMULATE": 1}
+    for key, bound in {**least, "CHECKPOINT_KEEP": 0, "NONFINITE_LIMIT": 0}.items():
+        if solver[key] < bound:
+            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be {bound} or more")
+    processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot share evenly"
+        )
+    share = solver.IMS_PER_BATCH // processes
+    if not args.eval_only and share % solver.ACCUMULATE and not solver.REFERENCE_WORLD_SIZE:
+        raise InputError(
+            f"a process has {share} images of a batch, which SOLVER.ACCUMULATE {solver.ACCUMULATE} cannot divide "
+            "evenly"
         )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise InputError("DATASETS.TEST names no data set to evaluate on")
@@ -79,12 +67,14 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if args.resume and last.is_file():
-        checkpoint = last.parent / last.read_text().strip()
-        if not checkpoint.is_file():
+    check_address(weights)
+    name = named_last(cfg.OUTPUT_DIR)
+    if args.resume and name is not None:
+        is_there = (Path(cfg.OUTPUT_DIR) / name).is_file()
+        if not is_there and (args.eval_only or not resumable_checkpoints(cfg.OUTPUT_DIR)):
             raise InputError(
-                f"{last} names {checkpoint.name}, which is not there; write an existing file's name into it"
+                f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
+                "into it"
             )
     elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
@@ -125,11 +115,13 @@ def resolve_device(cfg: CfgNode) -> str:
 
 
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with the device and the seed of this run filled in, and seed this process.
+    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make its own data sets
+    known in it.
 
     A negative SEED takes the seed of the run in OUTPUT_DIR, if it holds one, else a new one, the same in all
     processes.
     """
+    register_custom(cfg)
     seed = cfg.SEED
     if seed < 0:
         manifest = read_manifest(cfg.OUTPUT_DIR)

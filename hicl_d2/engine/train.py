@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,10 +18,11 @@ from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console
 from hicl_d2.engine.files import atomic_open, occupied, read_json, remove_unfinished, write_json
 from hicl_d2.engine.logs import RunLog, run_log
-from hicl_d2.engine.manifest import RESULT, config_hash, write_manifest
+from hicl_d2.engine.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
 from hicl_d2.engine.setup import check_before_start, configure_torch, resolve, resolve_device
 from hicl_d2.engine.trainer import Trainer, flat
 from hicl_d2.visualization import draw_pictures
+from hicl_d2.weights import DOWNLOAD
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ EVALUATION = "evaluation.json"
 def main(args: Namespace) -> None:
     """Train or evaluate what ``args`` (of :func:`hicl_d2.engine.cli.train_arguments`) asks for."""
     cfg = load_config(args.config_file, args.opts)
+    if args.download:
+        os.environ[DOWNLOAD] = "1"  # the other processes inherit it
+    if processes.is_restarted():
+        args.resume = True
     state = check_before_start(cfg, args)
     if state == "finished":
         _show_finished(cfg)
@@ -50,22 +56,46 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
 
 def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
     trainer = Trainer(resolved)
+    changes = _changes(cfg, resolved, trainer) if args.resume else []
     trainer.resume_or_load(resume=args.resume)
     _make_output(resolved)
     with occupied(resolved.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
-            _describe_run(cfg, resolved)
+            _describe_run(cfg, resolved, trainer)
         console.say(_headline(resolved, trainer))
+        for change in changes:
+            console.say(f"changed since the run began: {change}")
+            logger.info(f"changed since the run began: {change}")
         results = trainer.train()
         if comm.is_main_process():
             _finish(cfg, resolved, trainer, results)
 
 
-def _describe_run(cfg: CfgNode, resolved: CfgNode) -> None:
+def _changes(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> list[str]:
+    """Return what is not as it was when the run in OUTPUT_DIR began; InputError if it cannot go on so."""
+    manifest = read_manifest(cfg.OUTPUT_DIR)
+    if manifest is None:
+        return []
+    return changes_on_resume(
+        manifest,
+        cfg,
+        comm.get_world_size(),
+        device=resolved.MODEL.DEVICE,
+        images=trainer.data_loader.num_images,
+    )
+
+
+def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
     """Write the manifest, once, and config.yaml as Detectron2 has it; clear away what a killed run left."""
     remove_unfinished(resolved.OUTPUT_DIR)
-    write_manifest(cfg, resolved.SEED, comm.get_world_size())
+    write_manifest(
+        cfg,
+        resolved.SEED,
+        comm.get_world_size(),
+        device=resolved.MODEL.DEVICE,
+        images=trainer.data_loader.num_images,
+    )
     with atomic_open(Path(resolved.OUTPUT_DIR) / "config.yaml") as stream:
         stream.write(resolved.dump())
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import hicl_d2.modeling  # noqa: F401 - registers the project's models
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from hicl_d2.d2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -34,7 +35,7 @@ from hicl_d2.engine.interrupt import Interrupted
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.errors import InputError, one_line
-from hicl_d2.evaluation import build_evaluator
+from hicl_d2.evaluation import build_evaluator, for_testing
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,20 @@ class Trainer(DefaultTrainer):
         device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
-        self._trainer = StepTrainer(model, data_loader, optimizer, seed=cfg.SEED, precision=precision)
+        self._trainer = StepTrainer(
+            model,
+            data_loader,
+            optimizer,
+            seed=cfg.SEED,
+            precision=precision,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            nonfinite_limit=cfg.SOLVER.NONFINITE_LIMIT,
+            nonfinite_folder=Path(cfg.OUTPUT_DIR) / "nonfinite",
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpoints(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpoints(
+            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.CHECKPOINT_KEEP, trainer=weakref.proxy(self)
+        )
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
@@ -199,6 +211,7 @@ class Trainer(DefaultTrainer):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
+        model = for_testing(cfg, model)
         for position, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)

@@ -100,10 +100,7 @@ class ConfusionMatrix:
     def reduce(self) -> "ConfusionMatrix":
         """Return the matrix of all processes together; every process must call it and keeps its own."""
         total = ConfusionMatrix(self.num_classes, self.ignore_value)
-        total.counts = self.counts.clone()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            total.counts = total.counts.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-            dist.all_reduce(total.counts)
+        total.counts = summed_over_processes(self.counts)
         return total
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,3 +139,12 @@ class ConfusionMatrix:
         """Return the share of all counted pixels that were predicted right."""
         hits, true, _ = self._parts()
         return float(hits.sum() / true.sum())
+
+
+def summed_over_processes(counts: Tensor) -> Tensor:
+    """Return the sum of ``counts`` over all processes, each of which must call this; the own stay as they are."""
+    total = counts.clone()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(total)
+    return total

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,31 @@ from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluator
 from hicl_d2.d2.utils import comm
 from hicl_d2.errors import InputError, listing
-from hicl_d2.evaluation.confusion import ConfusionMatrix
+from hicl_d2.evaluation.boundary import BoundaryCounts
+from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
+from hicl_d2.evaluation.objects import ObjectSizeCounts
 from hicl_d2.evaluation.prediction import predicted_classes
+from hicl_d2.evaluation.submission import SubmissionWriter, score_cityscapes
+from hicl_d2.visualization.confusion import draw_confusion
 
 logger = logging.getLogger(__name__)
 
 SEMANTIC_TYPES = ("sem_seg", "cityscapes_sem_seg")
 CONFUSION_FILE = "sem_seg_confusion.csv"
+CONFUSION_PICTURE = "sem_seg_confusion.png"
+SUBMISSION_FOLDER = "submission"
+
+
+class Measure(Protocol):
+    """What else is counted beside the confusion matrix, on the CPU."""
+
+    counts: Tensor
+
+    def reset(self) -> None: ...
+
+    def update(self, prediction: np.ndarray, truth: np.ndarray) -> None: ...
+
+    def scores(self, counts: Tensor) -> dict[str, Tensor]: ...
 
 
 class SemSegConfusionEvaluator(DatasetEvaluator):
@@ -33,19 +51,56 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
     where that one counts it into another class.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | Path | None = None) -> None:
-        """Read the classes and the ignored value of ``dataset_name``; ``output_dir`` receives the confusion
-        matrix.
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | Path | None = None,
+        *,
+        boundary_distance: float = 0.0,
+        object_sizes: bool = False,
+        submission: bool = False,
+        official: bool = False,
+    ) -> None:
+        """Read the classes and the ignored value of ``dataset_name``.
+
+        Args:
+            dataset_name: a registered data set.
+            output_dir: receives the confusion matrix as CSV and picture, and the submission.
+            boundary_distance: share of an image's diagonal up to which pixels count as near a boundary; above 0,
+                boundary IoU and boundary F are scored too.
+            object_sizes: whether accuracy is scored by the size of objects too.
+            submission: whether predictions are written as the benchmark's labels; images without truth are then
+                welcome.
+            official: whether the official scorer of Cityscapes runs on the written predictions.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.class_names: list[str] = list(metadata.stuff_classes)
-        self.matrix = ConfusionMatrix(len(self.class_names), metadata.get("ignore_label", 255))
-        self._truth_files: dict[str, str] = {}
+        ignore_value = metadata.get("ignore_label", 255)
+        self.matrix = ConfusionMatrix(len(self.class_names), ignore_value)
+        self.measures: list[Measure] = []
+        if boundary_distance > 0:
+            self.measures.append(BoundaryCounts(len(self.class_names), ignore_value, boundary_distance))
+        if object_sizes:
+            self.measures.append(ObjectSizeCounts(len(self.class_names), ignore_value))
+        if official and metadata.get("evaluator_type") != "cityscapes_sem_seg":
+            raise InputError(
+                f"TEST.CITYSCAPES_SCORER is on, but {dataset_name} is not Cityscapes; switch it off"
+            )
+        self.official = official
+        self.writer: SubmissionWriter | None = None
+        if submission or official:
+            if self.output_dir is None:
+                raise ValueError("a submission needs output_dir")
+            label_ids = metadata.get("label_ids") or range(len(self.class_names))
+            self.writer = SubmissionWriter(self.output_dir / SUBMISSION_FOLDER, label_ids)
+        self._truth_files: dict[str, str] | None = None
 
     def reset(self) -> None:
         self.matrix.reset()
+        for measure in self.measures:
+            measure.reset()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Tensor]]) -> None:
         """Count one batch.
@@ -63,51 +118,91 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                     f"the model predicts {len(scores)} classes and {self.dataset_name} has {known}; "
                     f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {known}"
                 )
+            prediction = predicted_classes(scores)
+            if self.writer is not None:
+                self.writer.write(record, prediction.cpu().numpy())
             path = self._truth_file(record)
-            truth = read_label_map(path)
-            if truth.shape != scores.shape[1:]:
-                height, width = scores.shape[1:]
-                raise InputError(
-                    f"{path}: the label map is {truth.shape[1]} x {truth.shape[0]} (width x height) "
-                    f"and its image {width} x {height}; they must be equal"
-                )
-            try:
-                self.matrix.update(predicted_classes(scores), truth)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
+            if path is not None:
+                self._count(path, prediction)
 
-    def _truth_file(self, record: dict[str, Any]) -> str:
+    def _count(self, path: str, prediction: Tensor) -> None:
+        truth = read_label_map(path)
+        if truth.shape != prediction.shape:
+            height, width = prediction.shape
+            raise InputError(
+                f"{path}: the label map is {truth.shape[1]} x {truth.shape[0]} (width x height) "
+                f"and its image {width} x {height}; they must be equal"
+            )
+        try:
+            self.matrix.update(prediction, truth)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if self.measures:
+            arrays = prediction.cpu().numpy(), truth.numpy()
+            for measure in self.measures:
+                measure.update(*arrays)
+
+    def _truth_file(self, record: dict[str, Any]) -> str | None:
+        """Return the label file of a record; None where there is none and none is needed."""
         if "sem_seg_file_name" in record:
             return record["sem_seg_file_name"]
-        if not self._truth_files:
+        found = self._catalog().get(record["file_name"])
+        if found is None and (self.writer is None or self.official):
+            raise InputError(
+                f"{self.dataset_name} has no label map for {record['file_name']}, so it cannot be scored "
+                "(predictions alone are written with TEST.SUBMISSION True)"
+            )
+        return found
+
+    def _catalog(self) -> dict[str, str]:
+        if self._truth_files is None:
             records = DatasetCatalog.get(self.dataset_name)
             self._truth_files = {
                 r["file_name"]: r["sem_seg_file_name"] for r in records if "sem_seg_file_name" in r
             }
-        if record["file_name"] not in self._truth_files:
-            raise InputError(
-                f"{self.dataset_name} has no label map for {record['file_name']}, so it cannot be scored"
-            )
-        return self._truth_files[record["file_name"]]
+        return self._truth_files
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return {"sem_seg": scores in percent} over all processes, None on processes other than the main
         one.
+
+        With the official scorer there is also "official"; where no image had a truth, there are no scores.
         """
         total = self.matrix.reduce()
+        counts = [summed_over_processes(measure.counts) for measure in self.measures]
+        comm.synchronize()  # all predictions are written
         if not comm.is_main_process():
             return None
+        if self.writer is not None:
+            logger.info(f"Predictions in the benchmark's labels are in {self.writer.folder}")
+        if self.writer is not None and not total.counts.sum():
+            return {}
         if self.output_dir is not None:
             _write_counts(self.output_dir / CONFUSION_FILE, total.counts, self.class_names)
+            _write_picture(self.output_dir / CONFUSION_PICTURE, total.counts, self.class_names)
         scores = {
             "mIoU": total.mean_iou(),
             "mAcc": total.mean_accuracy(),
             "fwIoU": total.frequency_weighted_iou(),
             "pACC": total.pixel_accuracy(),
         }
-        scores.update(_per_class("IoU", self.class_names, total.iou()))
-        scores.update(_per_class("ACC", self.class_names, total.accuracy()))
-        return {"sem_seg": {name: 100 * score for name, score in scores.items()}}
+        per_class = {"IoU": total.iou(), "ACC": total.accuracy()}
+        for measure, count in zip(self.measures, counts, strict=True):
+            more = measure.scores(count)
+            scores.update({f"m{name}": float(values.nanmean()) for name, values in more.items()})
+            per_class.update(more)
+        for name, values in per_class.items():
+            scores.update(_per_class(name, self.class_names, values))
+        results = {"sem_seg": {name: 100 * score for name, score in scores.items()}}
+        if self.official:
+            results["official"] = self._official()
+        return results
+
+    def _official(self) -> dict[str, float]:
+        assert self.writer is not None
+        records = [r for r in DatasetCatalog.get(self.dataset_name) if "sem_seg_file_name" in r]
+        truths = [Path(r["sem_seg_file_name"].replace("labelTrainIds", "labelIds")) for r in records]
+        return score_cityscapes([self.writer.path(record) for record in records], truths)
 
 
 def build_evaluator(
@@ -124,7 +219,14 @@ def build_evaluator(
             f"the data set {dataset_name} has evaluator_type {kind!r} in its metadata; "
             f"semantic segmentation is scored for: {listing(SEMANTIC_TYPES)}"
         )
-    return SemSegConfusionEvaluator(dataset_name, output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    return SemSegConfusionEvaluator(
+        dataset_name,
+        output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
+        boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
+        object_sizes=cfg.TEST.OBJECT_SIZES,
+        submission=cfg.TEST.SUBMISSION,
+        official=cfg.TEST.CITYSCAPES_SCORER,
+    )
 
 
 def read_label_map(path: str | Path) -> Tensor:
@@ -158,4 +260,10 @@ def _write_counts(path: Path, counts: Tensor, names: Sequence[str]) -> None:
         writer = csv.writer(file)
         writer.writerow(["true class", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    unfinished.replace(path)
+
+
+def _write_picture(path: Path, counts: Tensor, names: Sequence[str]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    draw_confusion(counts.cpu().numpy(), names).save(unfinished, format="PNG")
     unfinished.replace(path)

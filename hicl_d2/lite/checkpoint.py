@@ -1,15 +1,10 @@
 """Checkpoints: fvcore's files and names, plus Detectron2's converted weights.
 
-A ``.pth`` file is read with torch's ``weights_only``; a ``.pkl`` file by an unpickler that knows arrays,
-tensors and plain containers and refuses everything else by name, because a pickle may otherwise run any code.
+Files are read by :mod:`hicl_d2.weights`, which runs no code of theirs.
 """
 
-import collections
-import io
 import logging
-import pickle
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -23,6 +18,7 @@ from hicl_d2.errors import InputError, one_line
 from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager
+from hicl_d2.weights import read_pickle, read_torch
 
 __all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
 
@@ -100,7 +96,7 @@ class DetectionCheckpointer(Checkpointer):
         if file.endswith(".pyth"):
             raise InputError(needs_detectron2(f"weights {file} (of pycls)"))
         is_converted = file.endswith(".pkl")
-        content = _read_pickle(file) if is_converted else _read_torch(file)
+        content = read_pickle(file) if is_converted else read_torch(file)
         if is_converted and isinstance(content, dict) and not {"model", "__author__"} <= content.keys():
             raise InputError(needs_detectron2(f"weights {file} (in the format of Caffe2)"))
         checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
@@ -177,89 +173,3 @@ def _without_numpy_numbers(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_without_numpy_numbers(item) for item in value)
     return value
-
-
-def _read_torch(file: str) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises anything at all
-        asked = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        raise (_refused(file, asked[1]) if asked else _damaged(file, error)) from None
-
-
-def _read_pickle(file: str) -> Any:
-    try:
-        with PathManager.open(file, "rb") as stream:
-            return _WeightsUnpickler(stream, file).load()
-    except InputError:
-        raise
-    except Exception as error:
-        raise _damaged(file, error) from None
-
-
-def _refused(file: str, what: str) -> InputError:
-    return InputError(
-        f"weights {file} ask for {what}, which is no tensor, array or plain container, and are refused"
-    )
-
-
-def _damaged(file: str, error: BaseException) -> InputError:
-    reason = one_line(error)[:160]
-    return InputError(
-        f"weights {file} cannot be read ({type(error).__name__}: {reason}); fetch or save them again"
-    )
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Read arrays, tensors and plain containers; refuse any other class or function by its name."""
-
-    def __init__(self, stream: Any, file: str) -> None:
-        super().__init__(stream, encoding="latin1")  # Detectron2's files come from Python 2
-        self._file = file
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _SAFE.get(f"{module}.{name}")
-        if known is None:
-            raise _refused(self._file, f"{module}.{name}")
-        return known
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for ``_codecs.encode``, by which pickles of NumPy write bytes, for that one use."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _storage(content: bytes) -> Any:
-    """Stand in for torch's own function of a pickled storage, which would run the code in it."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _safe_names() -> dict[str, Callable[..., Any]]:
-    array = np.zeros(1)
-    of_numpy = {  # what NumPy itself names when it pickles
-        "multiarray._reconstruct": array.__reduce__()[0],
-        "multiarray.scalar": array[0].__reduce__()[0],
-        "numeric._frombuffer": array.__reduce_ex__(5)[0],
-    }
-    plain: list[type] = [bytes, bytearray, complex, frozenset, set]
-    return {
-        **{
-            f"numpy.{core}.{name}": function
-            for core in ("core", "_core")
-            for name, function in of_numpy.items()
-        },
-        **{f"{home}.{kind.__name__}": kind for home in ("builtins", "__builtin__") for kind in plain},
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-        "_codecs.encode": _encode,
-        "collections.OrderedDict": collections.OrderedDict,
-        "torch.Size": torch.Size,
-        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
-        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-        "torch.storage._load_from_bytes": _storage,
-    }
-
-
-_SAFE = _safe_names()

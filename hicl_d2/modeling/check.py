@@ -6,8 +6,6 @@ Called before anything is built, so that a slip is one line and not a failure in
 from collections.abc import Iterable, Mapping
 from math import log2
 
-import torch
-
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
@@ -44,7 +42,7 @@ DEEPLAB_HEADS = (*DECODER_HEADS, "DeepLabV3Head")
 def check_model_config(cfg: CfgNode) -> None:
     """Raise InputError if the model of ``cfg`` cannot be built.
 
-    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the device, the
+    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the
     settings of dilated ResNets, and for ResNet and FPN backbones that the head's features exist and suit it.
     Other backbones say what they give out once they are built: the project's heads check it then.
     """
@@ -56,8 +54,6 @@ def check_model_config(cfg: CfgNode) -> None:
     _check_name(SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME)
     for section in ("RESNETS", "FPN", "SEM_SEG_HEAD"):
         _check_norm(f"MODEL.{section}.NORM", model[section].NORM)
-    if model.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"MODEL.DEVICE is {model.DEVICE}, but torch sees no GPU here; set MODEL.DEVICE cpu")
     if model.BACKBONE.NAME in DILATED_RESNETS:
         check_dilated_resnet(model.RESNETS)
         if model.BACKBONE.NAME == "build_resnet_deeplab_backbone":

@@ -1,5 +1,6 @@
 """Pictures of what a model predicts on a data set."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from hicl_d2.visualization.colours import palette
-from hicl_d2.visualization.sheet import side_by_side
+from hicl_d2.visualization.sheet import class_iou, side_by_side
+
+SCORES_FILE = "scores.json"
 
 
 def draw_pictures(
@@ -24,7 +27,8 @@ def draw_pictures(
     prediction.
 
     Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
-    are all drawn. The model is in eval mode meanwhile. One process alone calls this.
+    are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). The
+    model is in eval mode meanwhile. One process alone calls this.
     """
     records = [record for record in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" in record]
     chosen = evenly_spaced(records, count)
@@ -41,15 +45,18 @@ def draw_pictures(
     folder = Path(output_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    scores: dict[str, float | None] = {}
     was_training = model.training
     model.eval()
     try:
         for record, name in zip(chosen, _names(chosen), strict=True):
             prediction = _predict(model, mapper, record)
             with Image.open(record["file_name"]) as image, Image.open(record["sem_seg_file_name"]) as truth:
+                labels = np.array(truth)
+                scores[name] = _score(labels, prediction, len(classes), ignore_value)
                 sheet = side_by_side(
                     image,
-                    np.array(truth),
+                    labels,
                     prediction,
                     classes,
                     colours,
@@ -59,6 +66,7 @@ def draw_pictures(
             paths.append(_save(sheet, folder / f"{name}.png"))
     finally:
         model.train(was_training)
+    _write(folder / SCORES_FILE, json.dumps(scores, indent=1))
     return paths
 
 
@@ -82,6 +90,19 @@ def _predict(model: nn.Module, mapper: DatasetMapper, record: dict[str, Any]) ->
     plain = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
     output = model([mapper(plain)])[0]["sem_seg"]
     return output.argmax(dim=0).cpu().numpy()
+
+
+def _score(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_value: int) -> float | None:
+    """Return the mIoU of one image in percent, over the classes in its truth; None if it has none."""
+    iou = class_iou(truth, prediction, num_classes, ignore_value)
+    return None if np.isnan(iou).all() else round(100 * float(np.nanmean(iou)), 2)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _save(picture: Image.Image, path: Path) -> Path:

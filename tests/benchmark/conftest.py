@@ -1,6 +1,7 @@
 """A matrix on disk, and a stand-in for the training that does what its overrides ask."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,23 @@ import json, os, pathlib, signal, subprocess, sys, time
 words = sys.argv[1:]
 assert words[0] == "--config-file" and words[2] == "--resume", words
 keys = dict(zip(words[3::2], words[4::2]))
+keys["gpus"] = keys.pop("--num-gpus", "1")
 output = pathlib.Path(keys["OUTPUT_DIR"])
 fixed = (output / "fixed").exists()
 seed, steps = int(keys["SEED"]), int(keys.get("SOLVER.MAX_ITER", 3))
 with open(output / "starts.txt", "a") as file:
     file.write(f"{words}\\n")
 print("training starts")
+with open(output / "where.txt", "a") as file:
+    file.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {keys.get('gpus')} {time.time()}\\n")
+is_first = len((output / "starts.txt").read_text().splitlines()) == 1
+if is_first and keys.get("STUB.KILL_ONCE"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if is_first and keys.get("STUB.SLOW_ONCE"):
+    time.sleep(1000)
+if is_first and keys.get("STUB.FAIL_ONCE"):
+    time.sleep(float(keys.get("STUB.STEP_SECONDS", 0)))
+    sys.exit(keys["STUB.FAIL_ONCE"])
 if keys.get("STUB.STUBBORN"):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 with open(output / "metrics.json", "a") as file:
@@ -51,7 +63,10 @@ result = {
     "parameters": {"model": 10, "branch": 2}, "seed": seed, "config_hash": "x", "versions": {}, "git": {},
     "device": "cpu",
 }
-(output / "result.json").write_text(json.dumps(result))
+(output / ".new").write_text(json.dumps(result))
+(output / ".new").rename(output / "result.json")
+with open(output / "results.txt", "a") as file:
+    file.write(f"{time.time()}\\n")
 """
 
 
@@ -90,16 +105,17 @@ class Bench:
         content = {key: value for key, value in content.items() if value is not None}
         return self.write("matrix.yaml", json.dumps(content))  # JSON is YAML
 
-    def command(self, *options: str) -> list[str]:
+    def command(self, *options: str, verb: str = "run") -> list[str]:
         fixed = ["--matrix", str(self.folder / "matrix.yaml"), "--output", str(self.output)]
         script = ["--train-script", str(self.script)]
-        return [sys.executable, str(BENCHMARK / "run_matrix.py"), "run", *fixed, *script, *options]
+        return [sys.executable, str(BENCHMARK / "run_matrix.py"), verb, *fixed, *script, *options]
 
-    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*options), capture_output=True, text=True, check=False)
+    def run(self, *options: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*options, verb=verb), capture_output=True, text=True, check=False)
 
     def folders(self) -> list[Path]:
-        return sorted((self.output / "cells").iterdir())
+        """Return the folders of the cells that were started."""
+        return sorted(path for path in (self.output / "cells").iterdir() if (path / "attempts").exists())
 
     def starts(self) -> list[int]:
         """Return how often each cell was started."""
@@ -109,3 +125,15 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path):
     return Bench(tmp_path)
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """Make it look as if there were two GPUs of 24 and 80 GiB."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    tool = tools / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, Small, 24576'\necho '1, Large, 81920'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

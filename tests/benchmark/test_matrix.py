@@ -1,10 +1,10 @@
 """Reading a matrix file: the cells it spans, their identity, and what does not fit."""
 
 import pytest
-from harness.cells import measures
-from harness.configs import resolve
+from harness.configs import Configs
 from harness.errors import InputError
 from harness.matrix import ROOT, read_matrix
+from harness.results import measures
 
 
 def cells(bench, shorten=False, **changes):
@@ -76,7 +76,7 @@ def test_a_cell_is_another_one_when_its_resolved_config_changes_and_only_then(be
 
 def test_a_config_is_resolved_through_its_bases(bench):
     bench.write("top.yaml", "_BASE_: plain.yaml\nSOLVER: {MAX_ITER: 5}\n")
-    assert resolve(bench.folder / "top.yaml", {"X": {"Y": 1}}) == {
+    assert Configs().resolve(bench.folder / "top.yaml", {"X": {"Y": 1}}) == {
         "SOLVER.MAX_ITER": 5,
         "SOLVER.BASE_LR": 0.01,
         "MODEL.META_ARCHITECTURE": "A",
@@ -104,7 +104,6 @@ def test_a_config_is_resolved_through_its_bases(bench):
         ({"methods": {"a": 3}}, "methods: a must have config and overrides, not 3"),
         ({"methods": {"a": {"config": 3}}}, "methods: a: config must be text, not 3"),
         ({"methods": {"a": {"overrides": [1]}}}, "methods: a: overrides must be keys and values, not [1]"),
-        ({"methods": {"a": {"config": "no/such.yaml"}}}, f"does not exist: {ROOT}/no/such.yaml"),
         ({"methods": ["a"]}, "no config for parts/small/a; give the matrix a config"),
         ({"methods": {"a": {"config": "{size}.yaml"}}}, "config {size}.yaml may hold {dataset}, {model}"),
         ({"overrides": {"SEED": 3}}, "SEED is set by the harness; list it under seeds"),
@@ -178,3 +177,122 @@ def test_measures_are_every_number_of_a_result_and_nan_is_none():
         ("seconds/per_iteration", "last", None, 9),
         ("peak_memory_mb", "last", 5.0, 9),
     ]
+
+
+def test_exclude_leaves_cells_out_and_include_adds_some(bench):
+    found = cells(
+        bench,
+        seeds=[1, 2],
+        exclude=[{"method": "ours", "seed": 2}],
+        include=[
+            {"dataset": "parts", "model": "large", "method": "ours", "seeds": [7], "overrides": {"W": 9}}
+        ],
+    )
+    assert [cell.name for cell in found] == [
+        "parts/small/baseline/seed 1",
+        "parts/small/baseline/seed 2",
+        "parts/small/ours/seed 1",
+        "parts/large/ours/seed 7",
+    ]
+    assert found[-1].config == bench.folder / "other.yaml"
+    assert found[-1].overrides == {"STUB.GAIN": 1.5, "W": 9}
+
+
+def test_words_fill_the_templates_of_configs_and_later_axes_win(bench):
+    bench.write("parts_long_x.yaml", "A: 1\n")
+    found = cells(
+        bench,
+        config=f"{bench.folder}/{{dataset}}_{{schedule}}{{variant}}.yaml",
+        words={"variant": ""},
+        datasets={"parts": {"words": {"schedule": "short"}}},
+        models={"small": {"words": {"schedule": "long"}}},
+        methods={"ours": {"words": {"variant": "_x"}}},
+    )
+    assert found[0].config == bench.folder / "parts_long_x.yaml"
+
+
+def test_a_config_that_does_not_exist_is_an_obstacle_of_its_cells_alone(bench):
+    found = cells(
+        bench, methods={"a": {"config": "no/such.yaml"}, "b": {"config": str(bench.folder / "plain.yaml")}}
+    )
+    assert [cell.obstacle for cell in found] == ["no config no/such.yaml"] * 2 + [None] * 2
+
+
+def test_two_spellings_of_a_value_are_one_value(bench):
+    spellings = [{"A": "(1, 2)", "B": "1e-4", "C": 2.0}, {"A": [1, 2], "B": 0.0001, "C": 2}]
+    assert len({cells(bench, overrides=overrides)[0].hash for overrides in spellings}) == 1
+
+
+def test_the_place_of_weights_does_not_count_and_their_name_does(bench):
+    def first(weights):
+        return cells(bench, overrides={"MODEL.WEIGHTS": weights})[0].hash
+
+    assert first("/data/R-50.pkl") == first("detectron2://x/R-50.pkl") != first("/data/R-101.pkl")
+
+
+def test_resources_come_from_all_axes_and_a_cpu_config_needs_no_gpu(bench):
+    found = cells(
+        bench,
+        resources={"memory_gb": 10},
+        models={"small": {"resources": {"memory_gb": 20, "gpus": 2}}},
+        methods={"baseline": {"config": str(bench.folder / "plain.yaml"), "resources": {"timeout_hours": 3}}},
+    )[0].resources
+    assert (found.gpus, found.memory_gb, found.timeout_hours) == (2, 20, 3)
+    assert cells(bench, overrides={"MODEL.DEVICE": "cpu"})[0].resources.gpus == 0
+    assert cells(bench)[0].resources.gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exclude": [{"method": "our"}]}, "exclude: entry 1 matches no cell"),
+        ({"exclude": [{"metod": "ours"}]}, "exclude: entry 1: unknown key metod; did you mean method?"),
+        ({"exclude": {"method": "ours"}}, "exclude must be a list of entries"),
+        ({"exclude": [{"seed": [1, 2]}]}, "exclude leaves no cell"),
+        ({"include": [{"dataset": "parts", "seeds": [1, 1]}]}, "seed 1 is named twice"),
+        ({"resources": {"gpu": 1}}, "resources: unknown key gpu; did you mean gpus?"),
+        ({"resources": {"gpus": -1}}, "resources: gpus must be a whole number, not -1"),
+        ({"resources": {"memory_gb": "much"}}, "resources: memory_gb must be a number, not 'much'"),
+        ({"budget": {"gpu_hours": 0}}, "budget: gpu_hours must be a number above 0, not 0"),
+        ({"budget": {"gpu_hour": 1}}, "budget: unknown key gpu_hour; did you mean gpu_hours?"),
+        ({"report": {"metrics": "mIoU"}}, "report: metrics must be a list of names"),
+        ({"report": {"compare": ["ours"]}}, "report: compare must be two methods"),
+        ({"report": {"compare": ["ours", "theirs"]}}, "report: compare: theirs is not one of the methods"),
+        ({"baseline": {"metod": "ours"}}, "baseline: unknown key metod; did you mean method?"),
+        ({"baseline": {"method": "our"}}, "baseline our is not one of the methods; did you mean ours?"),
+        ({"datasets": {"parts": {"data": 3}}}, "datasets: parts: data must be a list of files and folders"),
+        (
+            {"include": [{"dataset": "parts", "model": "small", "method": "ours", "overrides": {"X": 1}}]},
+            "two cells are called parts/small/ours/seed 1",
+        ),
+    ],
+)
+def test_what_does_not_fit_in_the_newer_keys_is_said_in_one_line(bench, changes, message):
+    with pytest.raises(InputError) as error:
+        cells(bench, **changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "count"), [("smoke", 2), ("camvid", 35), ("paper", 630), ("ablation", 220)])
+def test_the_matrices_span_their_cells(name, count):
+    matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{name}.yaml")
+    assert len(matrix.cells) == count
+    for cell in matrix.cells:
+        base = matrix.baseline_of(cell.group)
+        assert base in matrix.groups(), f"{cell.name} is compared with nothing"
+
+
+def test_an_ablation_changes_a_key_that_exists_and_differs_from_the_config():
+    from hicl_d2.config import load_config
+
+    matrix = read_matrix(ROOT / "benchmark" / "matrices" / "ablation.yaml")
+    seen = set()
+    for cell in matrix.cells:
+        if cell.ablation == "default" or cell.seed != 1:
+            continue
+        plain = load_config(cell.config)
+        changed = load_config(cell.config, [word for k, v in cell.overrides.items() for word in (k, str(v))])
+        assert plain != changed, f"{cell.ablation} changes nothing"
+        seen.add(str(changed))
+    assert len(seen) == len({cell.ablation for cell in matrix.cells}) - 1

@@ -367,6 +367,20 @@ def test_half_precision_input_equals_the_same_values_in_float32(dtype: torch.dty
     torch.testing.assert_close(got.float(), wanted, rtol=2e-2, atol=2e-4)
 
 
+def test_inside_a_compiled_model_it_gives_the_same() -> None:
+    features, labels, logits = make_batch(dtype=torch.float32)
+    branch = make_branch(torch.float32)
+
+    def step(features: Tensor) -> Tensor:
+        return 2 * branch(features * 3, labels, logits).loss + features.sum()
+
+    expected = step(features)
+    found = torch.compile(step, backend="aot_eager")(features)
+    torch.testing.assert_close(found, expected)
+    one, other = (gradients(loss, branch, features) for loss in (found, expected))
+    torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.049, 1e-3, 1e-5])
 @pytest.mark.parametrize("level_loss", ["joint", "separate"])
 def test_extreme_similarities_stay_finite(temperature: float, level_loss: str) -> None:

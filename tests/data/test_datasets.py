@@ -151,7 +151,7 @@ def test_cityscapes_without_train_ids_says_how_to_make_them(
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     write_cityscapes(tmp_path, "labelIds")
-    assert "csCreateTrainIdLabelImgs" in refusal(lambda: load_records("cityscapes_fine_sem_seg_val"))
+    assert "hicl_d2.data.prepare cityscapes" in refusal(lambda: load_records("cityscapes_fine_sem_seg_val"))
 
 
 def test_missing_cityscapes_shows_the_expected_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

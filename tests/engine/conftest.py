@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.engine import tiny
+from tests.engine.forks import Forks, forks
 
 
 class Outcome(NamedTuple):
@@ -47,6 +48,13 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     tiny.make_data(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A process that forks command-line tools in an instant."""
+    with forks(tmp_path_factory.mktemp("tools")) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -66,3 +66,14 @@ def test_weights_of_another_backbone_are_refused(command: Command, tmp_path: Pat
     assert "tensors fit" in line
     assert "have another shape" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_test_images_that_the_pooling_does_not_fit_are_refused_before_training(
+    command: Command, tmp_path: Path
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL.format(base=BASE))
+    line = command("INPUT.MIN_SIZE_TEST", "136", config_file=config).line
+    assert "INPUT.MIN_SIZE_TEST" in line
+    assert "would fit" in line
+    assert not (tmp_path / "run").exists()

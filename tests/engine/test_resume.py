@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from hicl_d2.engine.hooks import TIMES
 from hicl_d2.engine.trainer import Trainer
 from tests.engine.conftest import Command
+from tests.engine.states import assert_equal, run_state
 
 # 12 iterations, so that there are evaluations after 4, 8 and 12 and checkpoints after 5, 10 and 12.
 SCHEDULE = (
@@ -38,32 +38,6 @@ def _arguments(folder: Path, *more: str) -> tuple[str, ...]:
     return ("OUTPUT_DIR", str(folder), *SCHEDULE, *more)
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    """Return everything that must be equal: parameters, optimiser, schedule, metrics, results."""
-    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
-    return {
-        "model": checkpoint["model"],
-        "optimizer": checkpoint["trainer"]["_trainer"]["optimizer"]["state"],
-        "schedule": checkpoint["trainer"]["hooks"]["LRScheduler"],
-        "best weights": torch.load(folder / "model_best.pth", weights_only=True)["model"],
-        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
-        "result": {key: result[key] for key in ("metrics", "class_iou", "iterations", "seed", "config_hash")},
-    }
-
-
-def _assert_equal(found: Any, expected: Any, place: str = "") -> None:
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), (place, (found - expected).abs().max())
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys(), place
-        for key, value in expected.items():
-            _assert_equal(found[key], value, f"{place}/{key}")
-    else:
-        assert found == expected, place
-
-
 def _at_step(monkeypatch: pytest.MonkeyPatch, iteration: int, action: Callable[[], None]) -> None:
     """Act in the middle of ``iteration``, once."""
     run_step = Trainer.run_step
@@ -84,7 +58,7 @@ def _kill() -> None:
 @pytest.fixture
 def undisturbed(command: Command, tmp_path: Path) -> dict[str, Any]:
     assert command(*_arguments(tmp_path / "undisturbed")).code == 0
-    return _state(tmp_path / "undisturbed")
+    return run_state(tmp_path / "undisturbed")
 
 
 def test_metrics_hold_each_iteration_once_and_all_evaluations(undisturbed: dict[str, Any]) -> None:
@@ -108,7 +82,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_exactly(
     assert "Traceback" not in outcome.err
     assert (folder / "last_checkpoint").read_text() == "model_0000006.pth"
     assert command(*_arguments(folder, "--resume")).code == 0
-    _assert_equal(_state(folder), undisturbed)
+    assert_equal(run_state(folder), undisturbed)
 
 
 @pytest.mark.parametrize("iteration", [0, 5, 9, 11])
@@ -125,7 +99,7 @@ def test_a_run_killed_in_an_iteration_goes_on_exactly(
         command(*_arguments(folder))
     assert not (folder / "result.json").exists()
     assert command(*_arguments(folder, "--resume")).code == 0
-    _assert_equal(_state(folder), undisturbed)
+    assert_equal(run_state(folder), undisturbed)
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 3])
@@ -153,9 +127,9 @@ def test_a_run_killed_in_an_evaluation_does_it_again(
         with pytest.raises(Killed):
             command(*_arguments(folder, *period))
     assert command(*_arguments(folder, *period, "--resume")).code == 0
-    found = _state(folder)
+    found = run_state(folder)
     for name in ("model", "optimizer", "best weights", "metrics"):
-        _assert_equal(found[name], undisturbed[name], name)
+        assert_equal(found[name], undisturbed[name], name)
     assert found["result"]["metrics"] == undisturbed["result"]["metrics"]
 
 
@@ -168,7 +142,7 @@ def test_medians_after_a_resume_are_those_of_the_undisturbed_run(
     with pytest.raises(Killed):
         command(*_arguments(tmp_path / "killed", *longer))
     assert command(*_arguments(tmp_path / "killed", *longer, "--resume")).code == 0
-    _assert_equal(_state(tmp_path / "killed"), _state(tmp_path / "undisturbed"))
+    assert_equal(run_state(tmp_path / "killed"), run_state(tmp_path / "undisturbed"))
 
 
 def test_resuming_with_the_branch_is_exact_too(
@@ -180,9 +154,9 @@ def test_resuming_with_the_branch_is_exact_too(
     with pytest.raises(Killed):
         command(*_arguments(tmp_path / "killed", *branch))
     assert command(*_arguments(tmp_path / "killed", *branch, "--resume")).code == 0
-    found = _state(tmp_path / "killed")
+    found = run_state(tmp_path / "killed")
     assert any(name.startswith("hicl.") for name in found["model"])
-    _assert_equal(found, _state(tmp_path / "undisturbed"))
+    assert_equal(found, run_state(tmp_path / "undisturbed"))
 
 
 def test_a_half_written_line_of_metrics_is_dropped(
@@ -195,7 +169,7 @@ def test_a_half_written_line_of_metrics_is_dropped(
     with (folder / "metrics.json").open("a") as stream:
         stream.write('{"iteration": 3, "sem_seg/mIoU": 99.0, "tot')
     assert command(*_arguments(folder, "--resume")).code == 0
-    _assert_equal(_state(folder), undisturbed)
+    assert_equal(run_state(folder), undisturbed)
 
 
 def test_what_a_killed_writer_left_is_removed(
@@ -234,7 +208,7 @@ def test_a_drawn_seed_is_kept_over_a_resume(
     assert command(*_arguments(folder, "SEED", "-1", "--resume")).code == 0
     assert json.loads((folder / "result.json").read_text())["seed"] == drawn
     assert command(*_arguments(tmp_path / "same", "SEED", str(drawn))).code == 0
-    _assert_equal(_state(folder)["model"], _state(tmp_path / "same")["model"])
+    assert_equal(run_state(folder)["model"], run_state(tmp_path / "same")["model"])
 
 
 def test_what_a_resumed_run_may_change(
@@ -259,6 +233,204 @@ def test_a_finished_run_shows_its_result_again(
     assert "nothing to do" in outcome.err
 
 
+# ----------------------------------------------------------------------------------------------------------
+# Damaged checkpoints
+
+
+def _stop_at(
+    iteration: int, command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> None:
+    _at_step(monkeypatch, iteration, _kill)
+    with pytest.raises(Killed):
+        command(*_arguments(folder, *more))
+
+
+def _flip_a_bit_of_a_weight(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    place = content.index(torch.load(file, weights_only=True)["model"]["backbone.weight"].numpy().tobytes())
+    content[place + 9] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-700]),
+    "empty": lambda file: file.write_bytes(b""),
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "one bit": _flip_a_bit_of_a_weight,
+    "lost": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    damage: str,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(11, command, folder, monkeypatch)
+    DAMAGES[damage](folder / "model_0000009.pth")
+    outcome = command(*_arguments(folder, "--resume"))
+    assert outcome.code == 0, outcome.err
+    assert "last_checkpoint names 'model_0000009.pth': going on from model_0000004.pth instead" in outcome.err
+    assert damage == "lost" or "model_0000009.pth cannot be read" in outcome.err
+    assert_equal(run_state(folder), undisturbed)
+
+
+@pytest.mark.parametrize("content", ["", "\0\0\0", "../else.pth", "model_9999999.pth", None])
+def test_a_last_checkpoint_file_that_is_damaged_or_lost_is_done_without(
+    content: str | None,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(7, command, folder, monkeypatch)
+    if content is None:
+        (folder / "last_checkpoint").unlink()
+        assert "holds this run up to model_0000004.pth; add --resume" in command(*_arguments(folder)).line
+    else:
+        (folder / "last_checkpoint").write_text(content)
+    outcome = command(*_arguments(folder, "--resume"))
+    assert outcome.code == 0, outcome.err
+    assert "going on from model_0000004.pth instead" in outcome.err
+    assert_equal(run_state(folder), undisturbed)
+
+
+def test_weights_alone_are_no_checkpoint_to_resume(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert command().code == 0
+    (run / "result.json").unlink()
+    (run / "last_checkpoint").write_text("model_best.pth")
+    line = command("--resume").line
+    assert "model_best.pth holds weights alone" in line
+
+
+def test_old_checkpoints_go_when_only_the_newest_are_to_stay(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    keep = ("SOLVER.CHECKPOINT_KEEP", "2", "SOLVER.CHECKPOINT_PERIOD", "2")
+    _stop_at(9, command, folder, monkeypatch, *keep)
+    assert {path.name for path in folder.glob("model_*")} == {
+        *("model_0000005.pth", "model_0000007.pth"),
+        "model_best.pth",
+    }
+    assert command(*_arguments(folder, *keep, "--resume")).code == 0
+    assert {path.name for path in folder.glob("model_*")} == {
+        *("model_0000009.pth", "model_0000011.pth"),
+        *("model_best.pth", "model_final.pth"),
+    }
+    assert_equal(run_state(folder)["model"], undisturbed["model"])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is changed on resume: exact, refused, or named
+
+
+def test_an_override_that_enters_the_training_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    for key, value, was in (
+        ("SOLVER.IMS_PER_BATCH", "4", "2"),
+        ("SOLVER.ACCUMULATE", "2", "1"),
+        ("INPUT.CROP.SIZE", "[12, 12]", r"[16, 16]"),
+        ("SEED", "8", "7"),
+    ):
+        assert (
+            f"{key} is {was} there and {value} here"
+            in command(*_arguments(folder, key, value, "--resume")).line
+        )
+    longer = command(*_arguments(folder), "SOLVER.MAX_ITER", "24", "--resume").line
+    assert "SOLVER.MAX_ITER is 12 there and 24 here" in longer
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_another_number_of_loader_workers_is_exact(
+    workers: str,
+    undisturbed: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch, "DATALOADER.NUM_WORKERS", "2" if workers == "1" else "0")
+    outcome = command(*_arguments(folder, "--resume", "DATALOADER.NUM_WORKERS", workers))
+    assert outcome.code == 0
+    assert "changed since the run began" not in outcome.err
+    assert_equal(run_state(folder), undisturbed)
+
+
+def test_another_output_directory_is_exact(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stop_at(6, command, tmp_path / "killed", monkeypatch)
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    assert command(*_arguments(tmp_path / "moved", "--resume")).code == 0
+    assert_equal(run_state(tmp_path / "moved"), undisturbed)
+
+
+def test_what_does_not_enter_the_training_is_named(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "0.4.1"
+    manifest["device"] = "cuda"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    outcome = command(*_arguments(folder, "TEST.PICTURES", "0", "--resume"))
+    assert outcome.code == 0
+    for said in (
+        "changed since the run began: TEST.PICTURES is 1 there and 0 here",
+        "changed since the run began: torch is 0.4.1 there and " + torch.__version__,
+        "changed since the run began: the device is cuda there and cpu here",
+    ):
+        assert said in outcome.err
+        assert said in (folder / "log.txt").read_text()
+    assert_equal(run_state(folder)["model"], undisturbed["model"])
+
+
+def test_training_data_of_another_size_are_refused(
+    own_data_root: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    for kind in ("images", "annotations"):
+        (own_data_root / "tiny" / kind / "train/5.png").unlink()
+    assert "had 6 images when the run began and have 5 now" in command(*_arguments(folder, "--resume")).line
+
+
+def test_keys_that_are_newer_than_the_run_do_not_matter_while_they_change_nothing(
+    undisturbed: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "killed"
+    _stop_at(6, command, folder, monkeypatch)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["config"]["SOLVER.ACCUMULATE"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused = command(*_arguments(folder, "SOLVER.ACCUMULATE", "2", "--resume")).line
+    assert "SOLVER.ACCUMULATE is 1 there and 2 here" in refused
+    assert command(*_arguments(folder, "--resume")).code == 0
+    assert_equal(run_state(folder)["model"], undisturbed["model"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_resuming_in_mixed_precision_with_accumulation_is_exact(
+    dtype: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.ACCUMULATE", "2")
+    assert command(*_arguments(tmp_path / "undisturbed", *options)).code == 0
+    _stop_at(8, command, tmp_path / "killed", monkeypatch, *options)
+    assert command(*_arguments(tmp_path / "killed", *options, "--resume")).code == 0
+    assert_equal(run_state(tmp_path / "killed"), run_state(tmp_path / "undisturbed"))
+
+
 @pytest.mark.slow
 def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, config: Path) -> None:
     folder = tmp_path / "killed"
@@ -273,4 +445,4 @@ def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, 
     process.kill()
     process.wait()
     assert command(*_arguments(folder, "--resume")).code == 0
-    _assert_equal(_state(folder), undisturbed)
+    assert_equal(run_state(folder), undisturbed)

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hicl_d2.d2.layers import get_norm
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.data.datasets.folders import paired_records
 from hicl_d2.data.datasets.registry import data_root, register_semantic
 from hicl_d2.engine.cli import run, train_arguments
+from hicl_d2.modeling.losses import PixelCrossEntropy
 
 CLASSES = ("dark", "middle", "bright")
 SPLITS = {"train": 6, "val": 3}
@@ -25,7 +27,7 @@ CONFIG = """
 MODEL:
   META_ARCHITECTURE: TinySegmentor
   DEVICE: cpu
-  SEM_SEG_HEAD: {NUM_CLASSES: 3}
+  SEM_SEG_HEAD: {NUM_CLASSES: 3, NORM: ""}
   HICL: {BASE: TinySegmentor, WARMUP_ITERS: 2, WINDOWS: [1, 2], ANCHORS: 32, COMPONENTS: 64, DIM: 8, HIDDEN_DIM: 8}
 DATASETS: {TRAIN: [tiny_train], TEST: [tiny_val]}
 INPUT:
@@ -55,19 +57,20 @@ class TinySegmentor(nn.Module):
         self.backbone = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.sem_seg_head = nn.ModuleDict({"predictor": nn.Conv2d(8, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 1)})
         self.dropout = nn.Dropout(cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT)
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.norm = get_norm(cfg.MODEL.SEM_SEG_HEAD.NORM, 8) or nn.Identity()
+        self.loss = PixelCrossEntropy(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Return {"loss_sem_seg"} in training, one {"sem_seg": (K, H, W)} per image in eval mode."""
         device = self.backbone.weight.device
         images = torch.stack([entry["image"].to(device) for entry in batched_inputs]).float() / 255 - 0.5
-        logits = self.sem_seg_head["predictor"](self.dropout(self.backbone(images).relu()))
+        images = images / images.std((1, 2, 3), keepdim=True)  # not finite for an image of one colour
+        logits = self.sem_seg_head["predictor"](self.dropout(self.norm(self.backbone(images)).relu()))
         if not self.training:
             size = (batched_inputs[0]["height"], batched_inputs[0]["width"])
             return [{"sem_seg": scores} for scores in _resize(logits, size)]
         labels = torch.stack([entry["sem_seg"].to(device) for entry in batched_inputs])
-        scores = _resize(logits, tuple(labels.shape[-2:]))
-        return {"loss_sem_seg": F.cross_entropy(scores, labels, ignore_index=self.ignore_value)}
+        return {"loss_sem_seg": self.loss(_resize(logits, tuple(labels.shape[-2:])), labels)}
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hicl_d2.d2.config import get_cfg
+from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluators, SemSegEvaluator, inference_on_dataset
 from hicl_d2.errors import InputError
@@ -60,7 +60,9 @@ def batches(name, size=2, drop=()):
 
 
 def test_scores_equal_detectron2s_evaluator(dataset, tmp_path):
-    ours = inference_on_dataset(random_model, batches(dataset), build_evaluator(get_cfg(), dataset, tmp_path))
+    ours = inference_on_dataset(
+        random_model, batches(dataset), build_evaluator(get_hicl_cfg(), dataset, tmp_path)
+    )
     theirs = inference_on_dataset(random_model, batches(dataset), SemSegEvaluator(dataset, distributed=False))
     expected = {name.replace("mACC", "mAcc"): score for name, score in theirs["sem_seg"].items()}
     expected = {
@@ -87,7 +89,8 @@ def test_the_confusion_matrix_is_written_as_csv(dataset, tmp_path):
     assert rows[0] == ["true class", *CLASSES]
     assert [row[0] for row in rows[1:]] == CLASSES
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == evaluator.matrix.counts.tolist()
-    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["sem_seg_confusion.csv", "sem_seg_confusion.png"]
 
 
 def test_a_second_pass_starts_from_nothing_and_nothing_is_kept_per_image(dataset):
@@ -147,12 +150,12 @@ def test_a_data_set_of_another_kind_is_refused():
     name = "evaluator_test_boxes"
     MetadataCatalog.get(name).set(evaluator_type="coco")
     with pytest.raises(InputError, match="evaluator_type 'coco'"):
-        build_evaluator(get_cfg(), name)
+        build_evaluator(get_hicl_cfg(), name)
     MetadataCatalog.remove(name)
 
 
 def test_the_default_output_folder_is_the_runs(dataset):
-    cfg = get_cfg()
+    cfg = get_hicl_cfg()
     cfg.OUTPUT_DIR = "somewhere"
     assert build_evaluator(cfg, dataset).output_dir == Path("somewhere/inference")
 
@@ -190,3 +193,21 @@ def test_label_files_that_are_no_label_maps(tmp_path):
         with pytest.raises(InputError, match=message) as error:
             read_label_map(tmp_path / name)
         assert name in str(error.value)
+
+
+def test_more_measures_are_scored_when_asked_for(dataset, tmp_path):
+    cfg = get_hicl_cfg()
+    plain = inference_on_dataset(random_model, batches(dataset), build_evaluator(cfg, dataset, tmp_path))
+    cfg.TEST.BOUNDARY_DISTANCE = 0.02
+    cfg.TEST.OBJECT_SIZES = True
+    more = inference_on_dataset(random_model, batches(dataset), build_evaluator(cfg, dataset, tmp_path))
+    assert plain["sem_seg"].items() <= more["sem_seg"].items() | {
+        (name, score) for name, score in plain["sem_seg"].items() if math.isnan(score)
+    }
+    added = [name for name in more["sem_seg"] if name not in plain["sem_seg"] and "-" not in name]
+    assert added == ["mBoundaryIoU", "mBoundaryF", "mACC_small", "mACC_medium", "mACC_large"]
+    per_class = [more["sem_seg"][f"BoundaryIoU-{name}"] for name in CLASSES[:3]]
+    assert more["sem_seg"]["mBoundaryIoU"] == pytest.approx(sum(per_class) / 3)
+    assert math.isnan(more["sem_seg"]["BoundaryF-never seen"])
+    # All objects of these images are small: their accuracy is the accuracy.
+    assert more["sem_seg"]["mACC_small"] == pytest.approx(more["sem_seg"]["mAcc"])

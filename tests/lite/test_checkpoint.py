@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hicl_d2.errors import InputError
-from hicl_d2.lite import checkpoint
 from hicl_d2.lite.checkpoint import DetectionCheckpointer, match_by_suffix
+from hicl_d2.lite.utils.file_io import PathManager
+from hicl_d2.weights import read_pickle
 
 
 def _pickled(file: Path, content: Any, protocol: int = 2) -> str:
@@ -72,7 +73,7 @@ def test_arrays_tensors_and_plain_containers_are_read(tmp_path: Path, protocol: 
             np.array(["a"]),
         ],
     }
-    read = checkpoint._read_pickle(_pickled(tmp_path / "a.pkl", content, protocol))
+    read = read_pickle(_pickled(tmp_path / "a.pkl", content, protocol))
     assert list(read["model"]) == list(content["model"])
     for name, value in content["model"].items():
         assert type(read["model"][name]) is type(value)
@@ -92,7 +93,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
         b"I-1\nI0\ntp16\nbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00@'\np17\ntp18\nbss"
         b"S'__author__'\np19\nS'old'\np20\ns."
     )
-    assert checkpoint._read_pickle(str(file))["model"]["w"].tolist() == [1.0, 2.0]
+    assert read_pickle(str(file))["model"]["w"].tolist() == [1.0, 2.0]
 
 
 EVIL: dict[str, tuple[Any, str]] = {
@@ -212,7 +213,7 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyP
     def unreachable(*arguments: Any, **options: Any) -> str:
         raise OSError("name or service not known")
 
-    monkeypatch.setattr(checkpoint.PathManager, "get_local_path", unreachable)
+    monkeypatch.setattr(PathManager, "get_local_path", unreachable)
     with pytest.raises(
         InputError, match=r"weights https://a/b\.pkl cannot be fetched: name or service not known"
     ):

@@ -1,5 +1,7 @@
 """Pictures drawn from a registered data set and a model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,12 @@ def test_evenly_spaced_images_are_drawn_by_name_with_the_data_sets_colours(datas
         "01.png",
         "03.png",
         "05.png",
+        "scores.json",
     ]
+    # the truth is class 0 everywhere, and class 1 is predicted everywhere
+    assert json.loads((tmp_path / "run" / "pictures" / "scores.json").read_text()) == dict.fromkeys(
+        ["01", "03", "05"], 0.0
+    )
     with Image.open(paths[0]) as sheet:
         sheet.load()
         assert sheet.getpixel((sheet.width // 2, 100)) == (250, 0, 0)

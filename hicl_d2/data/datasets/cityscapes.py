@@ -33,18 +33,19 @@ CLASSES: dict[str, Colour] = {
     "bicycle": (119, 11, 32),
 }
 FIRST_THING = list(CLASSES).index("person")
-SPLITS = ("train", "val")
+# The benchmark's own ids of the training classes: what submissions hold.
+LABEL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+# The truth of the test split is not public: its records have no labels.
+SPLITS = ("train", "val", "test")
 EXPECTED = (
     "cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and "
     "cityscapes/gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png below $DETECTRON2_DATASETS"
 )
-MAKE_TRAIN_IDS = (
-    "make them with cityscapesscripts' csCreateTrainIdLabelImgs (CITYSCAPES_DATASET set to the root)"
-)
+MAKE_TRAIN_IDS = "make them with: python -m hicl_d2.data.prepare cityscapes"
 
 
 def register_cityscapes() -> None:
-    """Register ``cityscapes_fine_sem_seg_train`` and ``_val``, in ``cityscapes`` below the data root."""
+    """Register ``cityscapes_fine_sem_seg_train``, ``_val`` and ``_test``, in ``cityscapes`` below the data root."""
     for split in SPLITS:
         name = f"cityscapes_fine_sem_seg_{split}"
         known = MetadataCatalog.get(name)
@@ -59,6 +60,7 @@ def register_cityscapes() -> None:
             colours=tuple(CLASSES.values()),
             evaluator_type="cityscapes_sem_seg",
             expected=EXPECTED,
+            label_ids=LABEL_IDS,
             thing_classes=list(CLASSES)[FIRST_THING:],
             **{key: known.get(key, folder) for key, folder in folders.items()},
         )
@@ -69,16 +71,23 @@ def _load(name: str, split: str) -> Records:
     images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not images:
         raise InputError(f"the data set {name!r}: {root} has no images of {split}; expected {EXPECTED}")
+    if split == "test":
+        return [_image_record(image) for image in images]
     return [_record(name, image, root / "gtFine" / split) for image in images]
 
 
-def _record(name: str, image: Path, labels: Path) -> dict[str, object]:
+def _image_record(image: Path) -> dict[str, object]:
+    height, width = image_size(image)
     stem = image.name.removesuffix("_leftImg8bit.png")
+    return {"file_name": str(image), "height": height, "width": width, "image_id": stem}
+
+
+def _record(name: str, image: Path, labels: Path) -> dict[str, object]:
+    record = _image_record(image)
+    stem = record["image_id"]
     train_ids = labels / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"
     if not train_ids.is_file():
         made = train_ids.with_name(f"{stem}_gtFine_labelIds.png").is_file()
         cure = MAKE_TRAIN_IDS if made else f"expected {EXPECTED}"
         raise InputError(f"the data set {name!r}: {train_ids} does not exist; {cure}")
-    height, width = image_size(image)
-    record = {"file_name": str(image), "sem_seg_file_name": str(train_ids)}
-    return {**record, "height": height, "width": width, "image_id": stem}
+    return {**record, "sem_seg_file_name": str(train_ids)}

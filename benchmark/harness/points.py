@@ -1,0 +1,118 @@
+"""Places on the axes of a matrix: names with what each brings along."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from harness.cells import Resources
+from harness.configs import flatten
+from harness.errors import InputError, nearest
+
+POINT_KEYS = ("config", "overrides", "words", "data", "resources")
+RESOURCE_KEYS = tuple(field.name for field in fields(Resources))
+HARNESS_KEYS = {"SEED": "list it under seeds", "OUTPUT_DIR": "every cell gets its own"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on an axis.
+
+    ``config`` is the template of a config's path, if it names one; ``overrides`` are flat; ``words`` fill
+    templates; ``data`` names files and folders of the data set; ``resources`` are fields of Resources.
+    """
+
+    name: str
+    config: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[str, ...] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_axis(content: Any, place: str) -> list[Point]:
+    """Return the points of an axis: a list of names, or a mapping from names to what they bring along."""
+    if content is None:
+        return [Point("")]
+    if isinstance(content, list):
+        names = [str(name) for name in content]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{place}: {twice[0]} is named twice")
+        content = dict.fromkeys(names)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{place} must be a list of names, or names with config and overrides")
+    return [_checked(str(name), value, f"{place}: {name}") for name, value in content.items()]
+
+
+def _checked(name: str, content: Any, place: str) -> Point:
+    if not isinstance(content, dict | None):
+        raise InputError(f"{place} must have config and overrides, not {content!r}")
+    check_keys(content or {}, POINT_KEYS, place)
+    return read_point(name, content or {}, place)
+
+
+def read_point(name: str, content: Mapping[str, Any], place: str) -> Point:
+    """Return the point that ``content`` describes; keys of other things in it are not looked at."""
+    return Point(
+        name,
+        read_text(content, "config", place) if content.get("config") is not None else None,
+        read_overrides(content.get("overrides"), f"{place}: overrides"),
+        _words(content.get("words"), f"{place}: words"),
+        _data(content.get("data"), f"{place}: data"),
+        _resources(content.get("resources"), f"{place}: resources"),
+    )
+
+
+def check_keys(content: Mapping[Any, Any], known: tuple[str, ...], place: str) -> None:
+    """Raise InputError for a key that nobody knows, with the nearest one."""
+    for key in content:
+        if key not in known:
+            raise InputError(f"{place}: unknown key {key}{nearest(str(key), known)}")
+
+
+def read_text(content: Mapping[str, Any], key: str, place: str) -> str:
+    """Return the text under ``key``."""
+    value = content[key]
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {key} must be text, not {value!r}")
+    return value
+
+
+def read_mapping(content: Any, place: str) -> dict[str, Any]:
+    """Return keys and values, none for None."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{place} must be keys and values, not {content!r}")
+    return content
+
+
+def read_overrides(content: Any, place: str) -> dict[str, Any]:
+    """Return overrides of the config, flat; InputError for those that are the harness's to set."""
+    flat = flatten(read_mapping(content, place))
+    for key, advice in HARNESS_KEYS.items():
+        if key in flat:
+            raise InputError(f"{place}: {key} is set by the harness; {advice}")
+    return flat
+
+
+def _words(content: Any, place: str) -> dict[str, str]:
+    return {str(key): str(value) for key, value in read_mapping(content, place).items()}
+
+
+def _data(content: Any, place: str) -> tuple[str, ...]:
+    names = [content] if isinstance(content, str) else content or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{place} must be a list of files and folders below the data root, not {content!r}")
+    return tuple(names)
+
+
+def _resources(content: Any, place: str) -> dict[str, Any]:
+    values = read_mapping(content, place)
+    check_keys(values, RESOURCE_KEYS, place)
+    for key, value in values.items():
+        is_whole = key in ("gpus", "cpus")
+        is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+        if not is_number or value < 0 or (key != "gpus" and value == 0):
+            raise InputError(f"{place}: {key} must be a {'whole ' if is_whole else ''}number, not {value!r}")
+    return values

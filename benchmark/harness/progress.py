@@ -1,0 +1,74 @@
+"""How far a training is, as far as its files say."""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.console import duration
+
+METRICS_FILE = "metrics.json"
+STDERR_FILE = "stderr.txt"
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest iteration (from 1), its loss, the seconds left and the newest score."""
+
+    iteration: int
+    loss: float
+    seconds_left: float | None
+    score: float | None = None
+
+
+def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
+    """Return the newest iteration in a file of metrics (a JSON object per line), None if there is none."""
+    try:
+        lines = tail(path).split(b"\n")
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    newest: Progress | None = None
+    score = None
+    for line in reversed(lines):
+        # cut off, being written, or of something else
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if score is None and metric in entry:
+                score = float(entry[metric])
+            if newest is None:
+                eta = entry.get("eta_seconds")
+                left = None if eta is None else max(0.0, float(eta) - age)
+                newest = Progress(int(entry["iteration"]) + 1, float(entry["total_loss"]), left)
+    return newest and Progress(newest.iteration, newest.loss, newest.seconds_left, score)
+
+
+def tail(path: Path, start: int = 0) -> bytes:
+    """Return the end of a file, from ``start`` on at the earliest; nothing if it is not there."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start, size - TAIL_BYTES))
+        return file.read()
+
+
+def last_line(path: Path, start: int = 0) -> str:
+    """Return the last line that says something, "" if there is none."""
+    lines = tail(path, start).decode("utf-8", "replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def describe(folder: Path, total: int | None, seconds: float, start: int = 0) -> str:
+    """Return how far the training in ``folder`` is: what its files said last, be it a line or a metric."""
+    metrics, errors = folder / METRICS_FILE, folder / STDERR_FILE
+    progress = read_progress(metrics)
+    spent = duration(seconds)
+    if progress is None or metrics.stat().st_mtime < errors.stat().st_mtime:
+        return f"{last_line(errors, start) or 'starting'} ({spent} gone)"
+    of_total = "" if total is None else f"/{total}"
+    left = "" if progress.seconds_left is None else f"  ETA {duration(progress.seconds_left)}"
+    return f"iteration {progress.iteration}{of_total}  loss {progress.loss:.4g}{left} ({spent} gone)"

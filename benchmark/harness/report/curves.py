@@ -1,0 +1,39 @@
+"""What a training wrote on its way, read for plots."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.progress import METRICS_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOSS = "total_loss"
+
+
+def read_curve(folder: Path, name: str) -> "pd.Series":
+    """Return a scalar by iteration (from 1), as ``metrics.json`` has it; empty if it is not there."""
+    import pandas as pd
+
+    found: dict[int, float] = {}
+    try:
+        lines = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found[int(entry["iteration"]) + 1] = float(entry[name])
+        except (ValueError, KeyError, TypeError):
+            continue  # another scalar, or a line that was cut off
+    return pd.Series(found, dtype=float).sort_index()
+
+
+def band(curves: Iterable["pd.Series"]) -> "pd.DataFrame":
+    """Return mean and standard deviation over the seeds that reached an iteration, by iteration."""
+    import pandas as pd
+
+    table = pd.concat(list(curves), axis=1)
+    return pd.DataFrame({"mean": table.mean(axis=1), "std": table.std(axis=1).fillna(0.0)})

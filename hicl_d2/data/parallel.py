@@ -1,0 +1,65 @@
+"""The same piece of work on every file, in several processes, going on past the files that fail."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+from hicl_d2.errors import InputError, one_line
+
+# Pieces of work that wait at each process: enough to keep it busy, few enough to stop soon.
+WAITING = 4
+
+
+class Outcome(NamedTuple):
+    """What became of one piece of work: its number, and its result or the error that the user can put right."""
+
+    number: int
+    result: Any
+    error: InputError | None
+
+
+def for_each(
+    work: Callable[[Any], Any], items: Sequence[Any], workers: int, advance: Callable[[], None] | None = None
+) -> Iterator[Outcome]:
+    """Yield the outcome of ``work`` on every item, in no particular order, from ``workers`` processes (0: here).
+
+    ``advance`` is called after each. An InputError is an outcome; any other exception ends everything.
+    """
+    for outcome in _here(work, items) if workers <= 0 else _in_processes(work, items, workers):
+        if advance is not None:
+            advance()
+        yield outcome
+
+
+def _here(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Outcome]:
+    for index, item in enumerate(items):
+        yield _try(work, index, item)
+
+
+def _try(work: Callable[[Any], Any], index: int, item: Any) -> Outcome:
+    try:
+        return Outcome(index, work(item), None)
+    except InputError as error:
+        return Outcome(index, None, error)
+
+
+def _in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Outcome]:
+    numbered = iter(enumerate(items))
+    pool = ProcessPoolExecutor(min(workers, max(len(items), 1)), mp_context=get_context("fork"))
+    try:
+        running: set[Future[Outcome]] = set()
+        while True:
+            for index, item in islice(numbered, workers * WAITING - len(running)):
+                running.add(pool.submit(_try, work, index, item))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise InputError(f"a worker was killed ({one_line(error)}); give fewer --workers") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

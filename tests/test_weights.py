@@ -1,0 +1,147 @@
+"""What is fetched, what counts as whole, and that nothing in the project runs a shell."""
+
+import ast
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.errors import InputError
+from hicl_d2.weights import DOWNLOAD, DamagedError, check_address, check_content, check_whole, checksum
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    "path", ["", "a.pth", "/a/b.pkl?matching_heuristics=True", "detectron2://DeepLab/R-103.pkl"]
+)
+def test_files_and_the_zoo_are_taken(path: str) -> None:
+    check_address(path)
+    assert checksum(path) is None
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp", "file", "s3", "gs"])
+def test_other_ways_than_https_are_refused_even_with_a_checksum(scheme: str) -> None:
+    with pytest.raises(InputError, match=f"only https is fetched, not {scheme}"):
+        check_address(f"{scheme}://a.example/w.pth#sha256={DIGITS}")
+
+
+def test_https_needs_a_checksum_or_the_users_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DOWNLOAD, raising=False)
+    check_address(f"https://a.example/w.pth#sha256={DIGITS.upper()}")
+    assert checksum(f"https://a.example/w.pth#sha256={DIGITS.upper()}") == DIGITS
+    with pytest.raises(InputError, match="have no checksum; add #sha256="):
+        check_address("https://a.example/w.pth")
+    monkeypatch.setenv(DOWNLOAD, "1")
+    check_address("https://a.example/w.pth")
+
+
+@pytest.mark.parametrize("end", ["#sha256=12", "#md5=" + "0" * 32, "#sha256=" + "g" * 64])
+def test_a_checksum_that_is_none_is_refused(end: str) -> None:
+    with pytest.raises(InputError, match="must be sha256= and 64 hexadecimal digits"):
+        check_address(f"https://a.example/w.pth{end}")
+
+
+def test_what_is_fetched_must_be_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, source = nn.Linear(2, 2), nn.Linear(2, 2)
+    file = tmp_path / "w.pth"
+    torch.save({"model": source.state_dict()}, file)
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    checkpoints = Checkpoints(model)
+    asked: list[str] = []
+
+    def local(path: str, **options: object) -> str:
+        asked.append(path)
+        return str(file) if "://" in path else path
+
+    monkeypatch.setattr(type(checkpoints.path_manager), "__getattr__", lambda self, name: local)
+    checkpoints.load_weights(f"https://a.example/w.pth#sha256={right}", whole=True)
+    assert asked[0] == "https://a.example/w.pth"
+    assert torch.equal(model.weight, source.weight)
+    with pytest.raises(InputError, match=f"has the SHA-256 {right}; it was removed again"):
+        checkpoints.load_weights(f"https://a.example/w.pth#sha256={DIGITS}", whole=True)
+    assert not file.exists()
+
+
+def test_content_is_compared_by_its_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "w"
+    file.write_bytes(b"abc")
+    check_content(file, hashlib.sha256(b"abc").hexdigest(), "https://a.example/w")
+    assert file.exists()
+
+
+def _records(file: Path) -> list[tuple[int, int]]:
+    """Return where the content of each record of a zip archive begins and ends."""
+    with zipfile.ZipFile(file) as archive:
+        places = []
+        for info in archive.infolist():
+            header = file.read_bytes()[info.header_offset : info.header_offset + 30]
+            names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            start = info.header_offset + 30 + names
+            places.append((start, start + info.file_size))
+        return places
+
+
+def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"model": nn.Linear(3, 2).state_dict(), "iteration": 3}, file)
+    check_whole(file)
+    content = file.read_bytes()
+    for start, end in _records(file):
+        for place in range(start, end):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            with pytest.raises(DamagedError):
+                check_whole(file)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_an_archive_that_is_cut_off_is_damaged(share: float, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"model": nn.Linear(3, 2).state_dict()}, file)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(DamagedError):
+        check_whole(file)
+
+
+def test_other_formats_are_left_to_their_readers(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"model": nn.Linear(3, 2).state_dict()}, file, _use_new_zipfile_serialization=False)
+    check_whole(file)
+
+
+UNSAFE = {
+    *("eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "shelve.open", "np.load"),
+}
+
+
+def _calls(file: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+
+
+# Records that a loader has packed itself and keeps in memory, never a file.
+OWN = "hicl_d2/lite/data/build.py"
+SOURCES = sorted(
+    file
+    for room in ("hicl_d2", "benchmark", "projects")
+    for file in (ROOT / room).rglob("*.py")
+    if file.is_file()
+)
+
+
+def test_no_shell_and_no_reader_that_runs_code() -> None:
+    assert len(SOURCES) > 100
+    for file in SOURCES:
+        for call in _calls(file):
+            place = f"{file.relative_to(ROOT)}:{call.lineno}"
+            is_own = place.startswith(OWN) and ast.unparse(call.func) == "pickle.loads"
+            assert is_own or ast.unparse(call.func) not in UNSAFE, place
+            options = {option.arg: option.value for option in call.keywords}
+            assert "shell" not in options, place
+            if ast.unparse(call.func) == "torch.load":
+                assert ast.unparse(options["weights_only"]) == "True", place
