@@ -41,6 +41,11 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
     )
     flag(
+        "--list-features",
+        action="store_true",
+        help="show the modules of the model that Hi-CL can read, with channels and stride, and end",
+    )
+    flag(
         "--num-gpus",
         type=_count,
         default=1,

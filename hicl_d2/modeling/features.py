@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,3 +121,66 @@ def run_on_blank_image(model: nn.Module, size: tuple[int, int]) -> None:
             model([blank])
     finally:
         model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One side of a module that passes maps of ``channels`` channels at ``stride`` pixels per cell."""
+
+    module: str
+    side: str
+    channels: int
+    stride: int
+    # Whether the module gives something else, of which the model makes class logits.
+    is_made_of_predictions: bool = False
+
+
+def list_places(model: nn.Module, size: tuple[int, int]) -> list[Place]:
+    """Return the places of ``model`` that a tap can read, in the order in which an image of ``size`` passes them.
+
+    Of a backbone the stages alone are listed, of nested modules that pass the same map the outermost.
+    """
+    names = {
+        name: module
+        for name, module in model.named_modules()
+        if name and _is_shown(name) and next(module.parameters(), None) is not None
+    }
+    taps = {(name, side): Tap(name, side) for name in names for side in ("input", "output")}
+    order: list[tuple[str, str]] = []
+    handles = []
+    for key, tap in taps.items():
+        handles += [
+            names[key[0]].register_forward_hook(tap, with_kwargs=True),
+            names[key[0]].register_forward_hook(lambda *_, key=key: order.append(key)),
+        ]
+    try:
+        with armed({f"{name} {side}": tap for (name, side), tap in taps.items()}):
+            run_on_blank_image(model, size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    places: dict[int, Place] = {}
+    for key in sorted(dict.fromkeys(order), key=lambda key: (order.index(key), key[0].count("."))):
+        place = _place(model, taps[key], size)
+        # The outermost module comes last: it is left when the modules in it are.
+        if place is not None and not (place.is_made_of_predictions and id(taps[key].value) in places):
+            places[id(taps[key].value)] = place
+    return list(places.values())
+
+
+def _is_shown(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) <= 2 if parts[0] == "backbone" else len(parts) <= 4
+
+
+def _place(model: nn.Module, tap: Tap, size: tuple[int, int]) -> Place | None:
+    value, made = tap.value, False
+    convert: Any = getattr(model, "semantic_logits", None)
+    if convert is not None and isinstance(value, dict) and "pred_logits" in value:
+        value, made = convert(value), True
+    if not isinstance(value, Tensor) or value.dim() != 4 or len(value) != 1 or 1 in value.shape[-2:]:
+        return None
+    stride = round(size[0] / value.shape[-2])
+    if stride == 1 and tap.side == "input":  # the image itself
+        return None
+    return Place(tap.name, tap.side, value.shape[1], stride, made)

@@ -14,6 +14,11 @@ from hicl_d2.engine.cli import run, train_arguments
 def main() -> None:
     """Read the command line, then load what is heavy and do the work."""
     args = train_arguments()
+    if args.list_features:
+        from hicl_d2.engine import features
+
+        features.main(args)
+        return
     from hicl_d2.engine import train
 
     train.main(args)
