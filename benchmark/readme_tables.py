@@ -2,8 +2,9 @@
 
 ``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
-benchmark/results: one row for each ``*.json`` in it, a ``result.json`` as a training run leaves it, under the name of
-its config.
+benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
+comparison; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of its
+config.
 """
 
 import argparse
@@ -13,12 +14,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.matrix import read_matrix
+from harness.tables import RESULTS_FILE, markdown
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
 
 def render(folder: Path) -> str:
-    """Return the markdown table of the result files in ``folder``, a row each, sorted by name."""
+    """Return the markdown table of the result files in ``folder``."""
+    if (folder / RESULTS_FILE).is_file():
+        return render_matrix(folder)
+    return render_runs(folder)
+
+
+def render_matrix(folder: Path) -> str:
+    """Return the comparison of a matrix's results, of which ``folder`` holds the CSV."""
+    import pandas as pd
+
+    matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{folder.name}.yaml")
+    return f"{markdown(pd.read_csv(folder / RESULTS_FILE, keep_default_na=False, na_values=['']), matrix)}\n"
+
+
+def render_runs(folder: Path) -> str:
+    """Return a row for each training run, sorted by name."""
     results = sorted((path.stem, json.loads(path.read_text())) for path in folder.glob("*.json"))
     header = "| config | mIoU | mAcc | iterations | minutes | seed | device | runtime | commit |"
     rule = "|---|---|---|---|---|---|---|---|---|"
