@@ -132,3 +132,28 @@ def test_labels_of_more_than_8_bits_keep_their_values(tmp_path: Path, cfg: CfgNo
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 1000
     mapped = SemanticMapper(cfg, False)(record)["sem_seg"]
     np.testing.assert_array_equal(mapped.numpy(), labels.astype(np.int64))
+
+
+@pytest.mark.usefixtures("small_root")
+def test_decoded_files_are_kept_when_asked_and_change_nothing(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = load_records("camvid_train")
+    plain = SemanticMapper(cfg, True)
+    cfg.DATALOADER.KEEP_DECODED = True
+    keeping = SemanticMapper(cfg, True)
+    decoded = []
+    decode = keeping.decode
+    monkeypatch.setattr(
+        keeping, "decode", lambda record: decoded.append(record["file_name"]) or decode(record)
+    )
+    for turn in range(2):
+        for seed, record in enumerate(records):
+            _seed(10 * turn + seed)
+            expected = plain(record)
+            _seed(10 * turn + seed)
+            without_size = {key: value for key, value in record.items() if key not in ("height", "width")}
+            _assert_equal(keeping(without_size), expected)
+    assert decoded == [record["file_name"] for record in records]
+    cfg.DATALOADER.KEEP_DECODED = True
+    assert SemanticMapper(cfg, False)._decoded is None  # test images are read once

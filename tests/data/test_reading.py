@@ -140,3 +140,22 @@ def test_image_of_another_size_than_its_record_is_named(tmp_path: Path, cfg: Cfg
     assert str(tmp_path / "a.png") in message
     assert "8" in message
     assert "9" in message
+
+
+def test_huge_image_is_refused_with_the_limit_and_how_to_raise_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _save(tmp_path / "a.png", _noise(60, 60))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for read in (lambda: read_image(path, "BGR"), lambda: read_labels(path), lambda: image_size(path)):
+        message = refusal(read)
+        assert message.startswith(f"{path}: this ")
+        assert "raise HICL_MAX_IMAGE_PIXELS" in message
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1800)
+    assert read_labels(path).shape == (60, 60)
+
+
+def test_broken_link_is_a_file_that_does_not_exist(tmp_path: Path) -> None:
+    link = tmp_path / "a.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    assert refusal(lambda: read_image(link, "BGR")) == f"{link}: this image does not exist"

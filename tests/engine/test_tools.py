@@ -1,0 +1,142 @@
+"""predict.py, inspect_components.py and check_dataset.py on a tiny model, in this process."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hicl_d2.config import load_config
+from hicl_d2.d2.modeling import build_model
+from hicl_d2.data.datasets.registry import load_records
+from hicl_d2.engine import check, inspect, predict
+from hicl_d2.errors import InputError
+from hicl_d2.evaluation import predicted_classes
+from tests.engine import tiny
+
+HICL = "  META_ARCHITECTURE: HiCL\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Write data, a config with the branch, and the weights of a fresh model."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    tiny.make_data(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny.CONFIG.replace("  META_ARCHITECTURE: TinySegmentor\n", HICL))
+    model = build_model(load_config(config)).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    return {"config_file": str(config), "weights": str(tmp_path / "weights.pth"), "opts": [], "model": model}
+
+
+def arguments(run: dict[str, Any], output: Path, **more: Any) -> Namespace:
+    return Namespace(
+        **{**run, "output": str(output), "strength": 0.5, "count": 2, "image": [], "dataset": "", **more}
+    )
+
+
+def test_predictions_are_those_of_the_model_and_a_broken_file_is_passed_over(
+    run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "input" / "ünï code"
+    folder.mkdir(parents=True)
+    records = load_records("tiny_val")
+    for record in records:
+        Image.open(record["file_name"]).save(folder / Path(record["file_name"]).name)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (folder / "notes.txt").write_text("no image")
+    output = tmp_path / "out"
+    assert predict.main(arguments(run, output, input=[str(tmp_path / "input")])) is False
+    shown = capsys.readouterr().out
+    assert "3 of 4 images" in shown
+    assert f"failed: {folder}/broken.jpg" in shown
+    for record in records:
+        name = f"ünï code/{Path(record['file_name']).name}"
+        with Image.open(record["file_name"]) as image:
+            tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        with torch.no_grad():
+            scores = run["model"]([{"image": tensor, "height": 20, "width": 24}])[0]["sem_seg"]
+        with Image.open(output / "labels" / f"{name}.png") as labels:
+            np.testing.assert_array_equal(np.array(labels), predicted_classes(scores).numpy())
+        with Image.open(output / "overlays" / f"{name}.jpg") as overlay:
+            assert overlay.size == (24, 20)
+    assert (output / "legend.png").is_file()
+    assert not list(output.rglob("*.tmp"))
+
+
+def test_inputs_are_files_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "sub/a.png", "c.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [name for name, _ in predict.find_images([str(tmp_path)])] == ["a.png", "b.jpg", "sub/a.png"]
+    assert [name for name, _ in predict.find_images([str(tmp_path / "*.png")])] == ["a.png"]
+    assert [name for name, _ in predict.find_images([str(tmp_path / "b.jpg"), str(tmp_path / "a.png")])] == [
+        "a.png",
+        "b.jpg",
+    ]
+    with pytest.raises(InputError, match="no image is there"):
+        predict.find_images([str(tmp_path / "*.bmp")])
+    with pytest.raises(InputError, match="under one name"):
+        predict.find_images([str(tmp_path / "a.png"), str(tmp_path / "sub" / "a.png")])
+
+
+def test_weights_that_are_missing_are_named(run: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no_such_file"):
+        predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path, input=[str(tmp_path)]))
+
+
+def test_components_are_drawn_with_the_branchs_own_counts(run: dict[str, Any], tmp_path: Path) -> None:
+    inspect.main(arguments(run, tmp_path / "out"))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    cfg, model = predict.load_model(run["config_file"], run["weights"], [], str(tmp_path))
+    mapped = inspect.SemanticMapper(cfg, False)(load_records("tiny_val")[0])
+    image, truth, prediction, levels, embedding = inspect.inspect(cfg, model, mapped)
+    assert truth.shape == prediction.shape == (image.height, image.width) == (20, 24)
+    assert [level.window for level in levels] == [1, 2]
+    for level in levels:
+        # Stride 2, blocks of 4 x 4 pixels of one class: windows of one and two cells are all pure.
+        assert level.side == 2 * level.window
+        assert (level.fates == 0).all()
+        middle = level.side // 2
+        np.testing.assert_array_equal(level.classes, truth[middle :: level.side, middle :: level.side])
+    assert embedding.dense.shape == (10, 12, 3)
+    assert 0 < embedding.explained <= 1 + 1e-6
+
+
+def test_pruned_windows_have_their_reason(run: dict[str, Any], tmp_path: Path) -> None:
+    opts = ["MODEL.HICL.WINDOWS", "[1, 4]", "MODEL.HICL.CONFIDENCE_LOW", "[0.999]"]
+    cfg, model = predict.load_model(
+        run["config_file"], "", ["MODEL.WEIGHTS", run["weights"], *opts], str(tmp_path)
+    )
+    mapped = inspect.SemanticMapper(cfg, False)(load_records("tiny_val")[0])
+    mapped["sem_seg"][:8, :8] = 255
+    levels = inspect.inspect(cfg, model, mapped)[3]
+    assert levels[1].fates[0, 0] == 1  # nothing labelled
+    assert (levels[0].fates[:4, :4] == 1).all()
+    assert (levels[0].fates[4:] == 3).all()  # a fresh model is not that sure
+    assert (levels[1].fates == 2).any()  # windows of 8 pixels hold several blocks of 4
+
+
+def test_a_model_without_the_branch_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no Hi-CL branch"):
+        inspect.main(arguments({**run, "opts": ["MODEL.HICL.ENABLED", "False"]}, tmp_path))
+
+
+def test_check_says_whether_training_would_go_right(run: dict[str, Any], tmp_path: Path) -> None:
+    more = {"windows": None, "stride": 4, "workers": 0, "pictures": 2, "dataset": []}
+    assert check.main(arguments(run, tmp_path / "audit", **more)) is True
+    report = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert [part["name"] for part in report["datasets"]] == ["tiny_train", "tiny_val"]
+    assert sorted(path.name for path in (tmp_path / "audit").iterdir()) == [
+        "audit.json",
+        "tiny_train.png",
+        "tiny_val.png",
+    ]
+    opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
+    assert check.main(arguments({**run, "opts": opts}, tmp_path / "audit", **more)) is False
+    assert "NUM_CLASSES is 4" in (tmp_path / "audit" / "audit.json").read_text()
