@@ -51,7 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cells", type=int, default=1000, help="cells of the trial of overhead")
     parser.add_argument("--seconds", type=float, default=1.0, help="what each of them takes")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--kill-cells", type=int, default=200)
+    parser.add_argument("--kill-cells", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 

@@ -68,6 +68,7 @@ class LocalExecutor:
         self._labels = labels
         self._waiting: deque[Cell] = deque()
         self._running: list[Training] = []
+        self._started: list[Training] = []
         self._tries: Counter[tuple[str, str]] = Counter()
         self._alone: set[str] = set()
         self._said = GO
@@ -88,6 +89,7 @@ class LocalExecutor:
                     self._heed_signals()
                     if self._is_open():
                         self._start_what_fits()
+                        self._announce()
                         self._prepare()
                     self._wait()
                     self._collect()
@@ -121,12 +123,16 @@ class LocalExecutor:
                 self._console.say(f"{self._label(cell)}: not started, {error}")
                 self._outcome.failed[cell.slug] = Failure("busy", str(error))
                 continue
-            self._console.say(f"{self._label(cell)}: started{self._where(training)}")
+            self._started.append(training)
             self._running.append(training)
         self._waiting.extendleft(reversed(passed))
 
-    def _where(self, training: Training) -> str:
-        return f" on {training.slot}" if training.slot.gpus else ""
+    def _announce(self) -> None:
+        """Say what was started, after what has ended."""
+        for training in self._started:
+            where = f" on {training.slot}" if training.slot.gpus else ""
+            self._console.say(f"{self._label(training.cell)}: started{where}")
+        self._started.clear()
 
     def _label(self, cell: Cell) -> str:
         return self._labels.get(cell.slug, cell.name)
@@ -167,6 +173,7 @@ class LocalExecutor:
             self._start_what_fits()
         for training, was_shared in zip(ended, shared, strict=True):
             self._judge(training, training.finish(), was_shared)
+        self._announce()
 
     def _judge(self, training: Training, failure: Failure | None, was_shared: bool) -> None:
         """Say how a training ended, and try again where that helps."""

@@ -115,9 +115,10 @@ def kills(place: Path, cells: int, seconds: float, count: int, seed: int) -> dic
     harness = folder.start()
     of_harness = of_cells = 0
     while of_harness + of_cells < count:
-        time.sleep(chance.uniform(0.0, 3.0))
-        victims = [pid for pid, _ in processes_of(folder.output / "cells")] if folder.output.exists() else []
-        if victims and chance.random() < 0.5:
+        is_for_cell = chance.random() < 0.5
+        victims = _wait_for_cells(folder.output, harness) if is_for_cell else []
+        time.sleep(chance.uniform(0.0, 0.5 if victims else 2.0))
+        if victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(victims), signal.SIGKILL)
                 of_cells += 1
@@ -139,6 +140,16 @@ def kills(place: Path, cells: int, seconds: float, count: int, seed: int) -> dic
         **inspect(folder, undisturbed),
     }
     return found
+
+
+def _wait_for_cells(output: Path, harness: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the processes of cells, as soon as there are some or the harness has nothing more to do."""
+    while harness.poll() is None:
+        found = [pid for pid, _ in processes_of(output / "cells")] if output.exists() else []
+        if found:
+            return found
+        time.sleep(0.02)
+    return []
 
 
 def inspect(folder: Folder, undisturbed: Folder) -> dict[str, int]:

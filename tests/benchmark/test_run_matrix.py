@@ -407,4 +407,4 @@ def test_the_smoke_matrix_compares_the_baseline_with_its_hicl_twin():
         matrix = read_matrix(path, shorten)
         assert [cell.method for cell in matrix.cells] == ["baseline", "hicl"]
         assert matrix.baseline == "baseline"
-        assert len({cell.resolved["DATASETS.TRAIN"] for cell in matrix.cells}) == 1
+        assert len({str(cell.resolved["DATASETS.TRAIN"]) for cell in matrix.cells}) == 1
