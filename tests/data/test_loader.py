@@ -16,7 +16,7 @@ from hicl_d2.d2.data import TrainingSampler
 from hicl_d2.d2.utils import comm
 from hicl_d2.data import build_test_loader, build_train_loader
 from hicl_d2.data.datasets.registry import load_records
-from hicl_d2.data.loader import TrainLoader, TrainStream, sample_randomness
+from hicl_d2.data.loader import TrainLoader, TrainStream, _plain_errors, sample_randomness
 from hicl_d2.errors import InputError
 
 RECORDS = [{"number": number} for number in range(7)]
@@ -272,7 +272,7 @@ class _Handing:
 
 def test_a_worker_that_ends_while_it_hands_over_a_batch_is_a_lost_worker() -> None:
     with pytest.raises(RuntimeError, match="DataLoader worker ended"):
-        next(loader._plain_errors(_Handing()))
+        next(_plain_errors(_Handing()))
     _Handing.num_workers = 0
     with pytest.raises(ConnectionResetError):
-        next(loader._plain_errors(_Handing()))
+        next(_plain_errors(_Handing()))
