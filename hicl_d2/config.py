@@ -48,6 +48,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
     cfg.SOLVER.ACCUMULATE = 1
+    # On other than SOLVER.REFERENCE_WORLD_SIZE processes: Detectron2's "rule" for batch, learning rate and iterations, or on
+    # fewer the same batch in parts ("accumulate").
+    cfg.SOLVER.SCALE_BY = "rule"
     # Iterations that are skipped because a loss or gradient is not finite before the run stops; 0: the first one stops it.
     cfg.SOLVER.NONFINITE_LIMIT = 0
     # How many of the newest numbered checkpoints stay on the disk (0: all); the best and the final one stay anyway.

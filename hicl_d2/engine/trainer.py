@@ -33,6 +33,7 @@ from hicl_d2.engine.hooks import (
 )
 from hicl_d2.engine.interrupt import Interrupted
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
+from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.errors import InputError, one_line
 from hicl_d2.evaluation import build_evaluator, for_testing
@@ -56,7 +57,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's: it writes at once, puts DistributedDataParallel on GPUs alone, and knows
         # float16 alone.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)

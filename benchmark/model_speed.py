@@ -1,0 +1,181 @@
+"""Measure models with and without the branch: parameters, arithmetic, a training step, an image at inference, memory.
+
+Every row of a table runs once per round, round after round, so that a busy machine slows all of them alike; times are
+medians, ratios medians of the ratios within a round (see contrast_speed.py). Where Detectron2 is importable and not in use
+(HICL_RUNTIME=lite), its own model of the same config and weights is a row too. Predictions with and without the branch are
+compared bit for bit; the command exits 1 if they differ.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from speed.meter import gigaflops, measure, median_ratio, peak_bytes
+from tabulate import tabulate
+from torch import nn
+
+import hicl_d2.modeling  # noqa: F401 - registers models
+from hicl_d2.config import load_config
+from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.modeling import build_model
+from hicl_d2.modeling.check import base_architecture, blank_size
+
+PLAIN, BRANCH, DETECTRON2 = "plain", "with the branch", "Detectron2's own"
+HEADERS = (
+    "model",
+    "parameters",
+    "GFLOP / image",
+    "ms / step",
+    "to plain",
+    "ms / image",
+    "to plain",
+    "peak MB / step",
+)
+DEFAULT = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
+
+
+def main() -> int:
+    """Print one table per config; return 1 if the branch changes a prediction."""
+    parser = argparse.ArgumentParser(description="Time and memory of models with and without Hi-CL.")
+    parser.add_argument(
+        "--config-file", nargs="+", default=DEFAULT, help="configs with the branch (..._hicl.yaml)"
+    )
+    parser.add_argument("--batch", type=int, default=2, help="images in a training step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs that override the configs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    same = True
+    for file in args.config_file:
+        cfg = load_config(file, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.HICL.WARMUP_ITERS", "0"])
+        same &= report(file, cfg, args.batch, args.rounds)
+    return 0 if same else 1
+
+
+def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
+    """Print the table of one config; return whether predictions with and without the branch are the same bits."""
+    device = torch.device(cfg.MODEL.DEVICE)
+    models = build_models(cfg)
+    batch = make_batch(cfg, batch_size)
+    images = [{"image": batch[0]["image"], "height": 64, "width": 64}]
+    training = {row: training_step(model, batch) for row, model in models.items()}
+    inference = {row: inference_step(model, images) for row, model in models.items()}
+    steps = measure(training, rounds, device)
+    peaks = {row: peak_bytes(step, device) / 1e6 for row, step in training.items()}
+    passes = measure(inference, rounds, device)
+    rows = [
+        (
+            row,
+            sum(value.numel() for value in model.parameters()),
+            gigaflops(inference[row]),
+            statistics.median(steps[row]),
+            median_ratio(steps[row], steps[PLAIN]),
+            statistics.median(passes[row]),
+            median_ratio(passes[row], passes[PLAIN]),
+            peaks[row],
+        )
+        for row, model in models.items()
+    ]
+    same = torch.equal(inference[PLAIN](), inference[BRANCH]())
+    height, width = blank_size(cfg)
+    lines = [
+        f"{name}: {batch_size} x {height} x {width}, {device}, torch {torch.__version__}, {RUNTIME}",
+        tabulate(rows, headers=HEADERS, floatfmt=".3f", intfmt=","),
+        f"predictions with and without the branch: {'the same bits' if same else 'DIFFERENT'}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    return same
+
+
+def build_models(cfg: CfgNode) -> dict[str, nn.Module]:
+    """Return the model of ``cfg`` without and with the branch, and Detectron2's where there is one, of equal weights."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.META_ARCHITECTURE = base_architecture(cfg)
+    branch = plain.clone()
+    branch.MODEL.HICL.BASE, branch.MODEL.META_ARCHITECTURE = plain.MODEL.META_ARCHITECTURE, "HiCL"
+    models = {}
+    for row, each in ((PLAIN, plain), (BRANCH, branch)):
+        torch.manual_seed(0)
+        models[row] = build_model(each)
+    if not USES_DETECTRON2 and importlib.util.find_spec("detectron2") is not None:
+        theirs = detectron2_model(plain)
+        if theirs is not None:
+            theirs.load_state_dict(models[PLAIN].state_dict())
+            models[DETECTRON2] = theirs
+    return models
+
+
+def detectron2_model(cfg: CfgNode) -> nn.Module | None:
+    """Return the model of ``cfg`` that Detectron2 itself builds, or None if it has no such model."""
+    config = importlib.import_module("detectron2.config")
+    deeplab = importlib.import_module("detectron2.projects.deeplab")
+    modeling = importlib.import_module("detectron2.modeling")
+    theirs = config.get_cfg()
+    deeplab.add_deeplab_config(theirs)
+    _copy(cfg, theirs)
+    names = (
+        (modeling.META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+        (modeling.BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
+        (modeling.SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME),
+    )
+    return modeling.build_model(theirs) if all(name in registry for registry, name in names) else None
+
+
+def _copy(source: CfgNode, target: Any) -> None:
+    for key, value in source.items():
+        if isinstance(value, CfgNode):
+            if key in target:
+                _copy(value, target[key])
+        elif key in target:
+            target[key] = value
+
+
+def make_batch(cfg: CfgNode, size: int) -> list[dict[str, Any]]:
+    """Return images with labels in blocks of 32 pixels."""
+    height, width = blank_size(cfg)
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for _ in range(size):
+        shape = (height // 32 + 1, width // 32 + 1)
+        blocks = torch.randint(0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, shape, generator=generator)
+        labels = blocks.repeat_interleave(32, 0).repeat_interleave(32, 1)[:height, :width]
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "sem_seg": labels.clone(), "height": height, "width": width})
+    return batch
+
+
+def training_step(model: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], Any]:
+    """Return forward and backward of ``model`` on ``batch``; statistics of norms stay what they are."""
+
+    def step() -> None:
+        state = {name: value.clone() for name, value in model.named_buffers()}
+        model.train()
+        model.zero_grad()
+        sum(model(batch).values()).backward()
+        for name, value in model.named_buffers():
+            value.copy_(state[name])
+
+    return step
+
+
+def inference_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[], Any]:
+    """Return inference of ``model`` on one image; it gives the scores (K, H, W)."""
+
+    def step() -> torch.Tensor:
+        model.eval()
+        with torch.no_grad():
+            return model(images)[0]["sem_seg"]
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
