@@ -16,6 +16,8 @@ from hicl_d2.errors import InputError
 
 # Windows that go through the model together.
 WINDOWS_AT_ONCE = 4
+# What an image smaller than a window is padded with: a middle grey, as in training.
+PADDING = 128
 
 
 def for_testing(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -69,7 +71,8 @@ class _Around(nn.Module):
 class SlidingWindow(_Around):
     """Run a model on windows of ``size`` (h, w), ``stride`` apart, and average its scores where they overlap.
 
-    The last window of a row or column ends with the image. What is no larger than a window is one window.
+    The last window of a row or column ends with the image. Where an image is smaller than a window, it is padded to one: a
+    model sees windows of one size alone, which some pool over.
     """
 
     def __init__(self, model: nn.Module, size: Sequence[int], stride: Sequence[int]) -> None:
@@ -102,13 +105,17 @@ class SlidingWindow(_Around):
         """Yield each window's corner and its scores (K, h, w)."""
         for start in range(0, len(corners), WINDOWS_AT_ONCE):
             some = corners[start : start + WINDOWS_AT_ONCE]
-            parts = [
-                image[:, top : top + self.size[0], left : left + self.size[1]].contiguous()
-                for top, left in some
+            parts = [image[:, top : top + self.size[0], left : left + self.size[1]] for top, left in some]
+            records = [
+                {"image": self._pad(part), "height": self.size[0], "width": self.size[1]} for part in parts
             ]
-            records = [{"image": part, "height": part.shape[1], "width": part.shape[2]} for part in parts]
-            for (top, left), output in zip(some, self.model(records), strict=True):
-                yield top, left, output["sem_seg"]
+            for (top, left), part, output in zip(some, parts, self.model(records), strict=True):
+                yield top, left, output["sem_seg"][:, : part.shape[1], : part.shape[2]]
+
+    def _pad(self, part: Tensor) -> Tensor:
+        """Pad what is smaller than a window (3, h, w) at the right and at the bottom."""
+        missing = (0, self.size[1] - part.shape[2], 0, self.size[0] - part.shape[1])
+        return F.pad(part, missing, value=PADDING).contiguous()
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:

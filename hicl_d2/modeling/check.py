@@ -236,7 +236,7 @@ def base_architecture(cfg: CfgNode) -> str:
 
 
 def check_test_sizes(cfg: CfgNode, sizes: Iterable[tuple[int, int]]) -> None:
-    """Raise InputError if DeepLab's image pooling does not fit test images of these (height, width), resized.
+    """Raise InputError if DeepLab's image pooling does not fit test images of these (height, width), resized, or TEST.WINDOW.
 
     Found here it costs nothing; found by the model, it ends a training at its first evaluation.
     """
@@ -247,6 +247,13 @@ def check_test_sizes(cfg: CfgNode, sizes: Iterable[tuple[int, int]]) -> None:
         return
     stride = max(strides[name] for name in settings.IN_FEATURES)
     window = (crop[0] // stride, crop[1] // stride)
+    if len(cfg.TEST.WINDOW):
+        if not _divides(window, (-(-cfg.TEST.WINDOW[0] // stride), -(-cfg.TEST.WINDOW[1] // stride))):
+            raise InputError(
+                f"TEST.WINDOW is {tuple(cfg.TEST.WINDOW)}; {settings.NAME} pools over {crop[0]} x {crop[1]} "
+                "(INPUT.CROP.SIZE), which must divide it: take that"
+            )
+        return
     for size in sorted(set(sizes)):
         resized, grid = _test_grid(cfg, size, cfg.INPUT.MIN_SIZE_TEST, stride)
         if _divides(window, grid):

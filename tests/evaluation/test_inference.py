@@ -152,3 +152,17 @@ def test_windows_without_meaning_are_refused(key, value, message):
     cfg.TEST[key] = value
     with pytest.raises(InputError, match=message):
         for_testing(cfg, PerPixel())
+
+
+def test_a_model_sees_windows_of_one_size_alone():
+    seen = []
+
+    class Sizes(torch.nn.Module):
+        def forward(self, records):
+            seen.extend(tuple(record["image"].shape[1:]) for record in records)
+            return [{"sem_seg": record["image"].float()} for record in records]
+
+    image = torch.randint(256, (3, 5, 19), dtype=torch.uint8)
+    scores = SlidingWindow(Sizes(), (8, 8), (5, 5)).scores({"image": image})
+    assert set(seen) == {(8, 8)}
+    torch.testing.assert_close(scores, image.float())
