@@ -16,6 +16,7 @@ from hicl_d2.engine import interrupt
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console, duration
 from hicl_d2.engine.files import atomic_open
+from hicl_d2.engine.result import finite
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class BestCheckpoint(HookBase):
         value, iteration = latest
         best = self._checkpointer.best()
         if best is None or value > best["metrics"][self._name]:
-            self._checkpointer.save_best(int(iteration), self.trainer.last_metrics())
+            self._checkpointer.save_best(int(iteration), finite(self.trainer.last_metrics()))
             logger.info(
                 f"{self._name} {value:.4f} at iteration {iteration} is the best so far: model_best.pth"
             )
