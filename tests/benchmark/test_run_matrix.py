@@ -406,5 +406,5 @@ def test_the_smoke_matrix_compares_the_baseline_with_its_hicl_twin():
     for shorten in (False, True):
         matrix = read_matrix(path, shorten)
         assert [cell.method for cell in matrix.cells] == ["baseline", "hicl"]
-        assert matrix.baseline == "baseline"
+        assert matrix.baseline == {"method": "baseline"}
         assert len({str(cell.resolved["DATASETS.TRAIN"]) for cell in matrix.cells}) == 1
