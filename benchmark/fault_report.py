@@ -26,7 +26,15 @@ def run(trials: int, fuzzed: int, only: str, output: Path) -> int:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={output}", *(["-k", only] if only else [])]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={output}",
+        "-o",
+        "junit_family=xunit1",
+        *(["-k", only] if only else []),
+    ]
     command = [sys.executable, "-m", "pytest", *options, "tests/faults"]
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False).returncode
 

@@ -82,8 +82,9 @@ def check_whole(file: str | Path) -> None:
     file = str(file)
     try:
         with open(file, "rb") as stream:
-            if stream.read(4) != b"PK\x03\x04":
-                return
+            begins_as_zip = stream.read(4) == b"PK\x03\x04"
+        if not begins_as_zip and not zipfile.is_zipfile(file):
+            return
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
     except Exception as error:  # a damaged archive raises anything at all
