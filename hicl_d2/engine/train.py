@@ -21,6 +21,7 @@ from hicl_d2.engine.logs import RunLog, run_log
 from hicl_d2.engine.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
 from hicl_d2.engine.setup import check_before_start, configure_torch, resolve, resolve_device
 from hicl_d2.engine.trainer import Trainer, flat
+from hicl_d2.evaluation import for_testing
 from hicl_d2.visualization import draw_pictures
 from hicl_d2.weights import DOWNLOAD
 
@@ -168,7 +169,7 @@ def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
     """Draw test images beside truth and prediction; return their folder."""
     if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST):
         return None
-    draw_pictures(cfg, model, cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
+    draw_pictures(cfg, for_testing(cfg, model), cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
     return Path(cfg.OUTPUT_DIR) / "pictures"
 
 
