@@ -1,0 +1,20 @@
+"""What one test may not leave behind for the next."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+LOGGERS = ("hicl_d2", "hicl_d2.lite", "detectron2", "fvcore")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """Undo what `setup_logger` does to loggers: handlers, levels, and that they keep their records to themselves."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
