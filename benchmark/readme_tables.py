@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.cells import AXES
 from harness.matrix import read_matrix
 from harness.tables import RESULTS_FILE, markdown
 
@@ -33,7 +34,8 @@ def render_matrix(folder: Path) -> str:
     import pandas as pd
 
     matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{folder.name}.yaml")
-    return f"{markdown(pd.read_csv(folder / RESULTS_FILE, keep_default_na=False, na_values=['']), matrix)}\n"
+    rows = pd.read_csv(folder / RESULTS_FILE, dtype=dict.fromkeys(AXES, str))
+    return f"{markdown(rows.fillna(dict.fromkeys(AXES, '')), matrix)}\n"
 
 
 def render_runs(folder: Path) -> str:

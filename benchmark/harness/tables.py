@@ -158,14 +158,15 @@ def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     labels = [
         axis for axis in AXES if axis == "method" or len({getattr(cell, axis) for cell in matrix.cells}) > 1
     ]
-    status = rows.drop_duplicates("cell").set_index("cell")["status"]
+    # By place and not by cell: a CSV that was kept tells of trainings whose configs have since changed.
+    states = rows.drop_duplicates("cell").groupby(list(AXES))["status"].agg(list).to_dict()
     main = matrix.metrics[0]
     lines = []
     for group, cells in matrix.groups().items():
         names = dict(zip(AXES, group, strict=True))
         line = {label: names[label] for label in labels}
-        absent = sorted({status[cell.slug] for cell in cells} - {"finished"})
-        count = sum(status[cell.slug] != "finished" for cell in cells)
+        unfinished = [status for status in states.get(group, []) if status != "finished"]
+        absent, count = sorted(set(unfinished)), len(unfinished)
         for metric in matrix.metrics:
             row = by_key.get((*group, metric, "last"))
             line[heading(metric)] = _mean(row, metric)

@@ -1,0 +1,39 @@
+"""The README's tables come from result files."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmark"
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARK))
+    spec = importlib.util.spec_from_file_location("readme_tables", BENCHMARK / "readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "readme_tables", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_matrix_s_csv_becomes_its_comparison(tables: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    header = "matrix,cell,dataset,model,method,ablation,seed,metric,at,value,iteration,status"
+    lines = [
+        f"smoke,{method},parts,deeplab_v3_plus_R_18,{method},,1,sem_seg/mIoU,last,{value},300,finished"
+        for method, value in (("baseline", 50.25), ("hicl", 61.5))
+    ]
+    (folder / "results.csv").write_text("\n".join([header, *lines]) + "\n")
+    head, _, *rows = tables.render(folder).splitlines()
+    assert "mIoU" in head
+    assert [row.split("|")[1].strip() for row in rows] == ["baseline", "hicl"]
+    assert "50.2" in rows[0]
+    assert "61.5" in rows[1]
+    assert "+11.2" in rows[1]
