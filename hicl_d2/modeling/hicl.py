@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hicl_d2.contrast import ramp
 from hicl_d2.contrast.build import build_contrast
-from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.frame import Contrast, zero_with_graph
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import comm, get_event_storage
@@ -129,7 +129,7 @@ class ModelWithBranch(nn.Module):
         if iteration is not None:
             weight *= ramp(iteration, schedule.warmup_iters, schedule.start_iter)
         if weight == 0:
-            return sum((0 * p.sum() for p in self.hicl.parameters()), features.sum() * 0)
+            return zero_with_graph(self.hicl) + features.flatten()[:0].sum()
         labels = _batch_labels(batched_inputs, seen["image"], self.hicl.ignore_value)
         seed = (schedule.seed * 1_000_003 + (iteration or 0)) * 4096 + comm.get_rank()
         loss, diagnostics = self.hicl(features, labels, self._logits(seen.get("logits")), seed=seed)

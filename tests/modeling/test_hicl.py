@@ -139,6 +139,13 @@ def test_every_parameter_gets_a_gradient_also_while_the_ramp_is_zero(batch, iter
     assert missing == []
 
 
+def test_before_its_start_the_branch_adds_zero_whatever_the_features_are(batch):
+    model = make_model(START_ITER=5).train()
+    spoilt = [{**entry, "image": torch.full_like(entry["image"].float(), float("inf"))} for entry in batch]
+    with EventStorage(0):
+        assert float(model(spoilt)["loss_hicl"].detach()) == 0
+
+
 def test_the_loss_follows_the_ramp(batch):
     model = make_model(START_ITER=2, WARMUP_ITERS=4, WEIGHT=0.5).train()
     values = []
