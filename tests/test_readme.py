@@ -37,5 +37,7 @@ def test_its_config_is_read(block: str, tmp_path: Path) -> None:
 
 def test_the_places_it_names_exist() -> None:
     root = Path(__file__).parent.parent
-    for place in re.findall(r"^\| `([^`]+)`", README, flags=re.MULTILINE):
+    places = re.findall(r"^\| `([^`]+)`", README, flags=re.MULTILINE)
+    assert places
+    for place in places:
         assert (root / place).exists(), place
