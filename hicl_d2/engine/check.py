@@ -11,11 +11,11 @@ from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.audit import Audit, audit_dataset, find_shared
 from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.datasets.registry import load_records
+from hicl_d2.data.datasets.registry import check_registered, load_records
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.data.reading import read_image, read_labels
 from hicl_d2.engine.console import console, counter
-from hicl_d2.engine.files import write_json
+from hicl_d2.engine.files import check_writable, write_json
 from hicl_d2.errors import InputError
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.contact import contact_sheet
@@ -24,11 +24,14 @@ from hicl_d2.visualization.pictures import evenly_spaced
 
 def main(args: Namespace) -> bool:
     """Audit the data sets of ``args``; return whether training on them would go right."""
+    check_writable(args.output, "--output")
     cfg = load_config(args.config_file, args.opts) if args.config_file else get_hicl_cfg()
     register_custom(cfg)
     names = args.dataset or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         raise InputError("nothing to check: give --dataset NAME, or a config whose DATASETS names some")
+    for name in names:
+        check_registered(name)
     if args.config_file:
         check_inputs(cfg)
     hicl = cfg.MODEL.HICL

@@ -1,5 +1,6 @@
 """The command line: arguments, and errors as one line. Nothing heavy is imported here."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -18,14 +19,16 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
+    """An ArgumentParser whose complaints are input errors: one line, as all others."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
 
 
 def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     """Read the command line of train_net.py: Detectron2's flags, before or after the overrides (``opts``)."""
-    parser = _Parser(
+    parser = Parser(
         prog="train_net.py",
         usage="%(prog)s --config-file FILE [options] [KEY VALUE ...]",
         description="Train and evaluate the model of a config file. KEY VALUE pairs override the file.",
@@ -58,7 +61,7 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         help="fetch MODEL.WEIGHTS from an https address that has no checksum (#sha256=...)",
     )
     flag("--num-machines", type=_count, default=1, metavar="N", help="number of machines")
-    flag("--machine-rank", type=int, default=0, metavar="N", help="this machine's number, from 0")
+    flag("--machine-rank", type=whole(0), default=0, metavar="N", help="this machine's number, from 0")
     flag(
         "--dist-url",
         default="auto",
@@ -74,15 +77,29 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     return args
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of ``least`` or more from a command line."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise ArgumentTypeError(f"must be a whole number, {least} or more, not {text!r}")
+
+    return read
+
+
+def share(text: str) -> float:
+    """Read a share from a command line, 0 to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+
+
 def _count(text: str) -> int:
     """Return a number of processes; 0 GPUs means one process on the CPU, as with Detectron2."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise ArgumentTypeError(f"must be a whole number, not {text}")
-    return max(value, 1)
+    return max(whole(0)(text), 1)
 
 
 def run(tool: str, main: Callable[[], None]) -> NoReturn:

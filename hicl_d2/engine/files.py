@@ -34,6 +34,20 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     _flush_folder(path.parent)
 
 
+def check_writable(folder: str | Path, name: str) -> None:
+    """Check that ``folder`` can be made and written in, without making it; ``name`` is what the user calls it.
+
+    Raises InputError if it cannot.
+    """
+    existing = Path(folder).absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{name} {folder} cannot be made: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{name} {folder}: no permission to write in {existing}; choose another {name}")
+
+
 @contextmanager
 def occupied(folder: str | Path) -> Iterator[None]:
     """Keep ``folder`` for this process inside the block; the lock ends with the process, however it ends.

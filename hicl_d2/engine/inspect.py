@@ -21,6 +21,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.engine.console import console, counter
+from hicl_d2.engine.files import check_writable
 from hicl_d2.engine.predict import class_names, load_model
 from hicl_d2.errors import InputError, listing
 from hicl_d2.evaluation import predicted_classes
@@ -43,6 +44,7 @@ COMPONENTS_OF_A_CLASS = 25
 
 def main(args: Namespace) -> None:
     """Draw the images of ``args``."""
+    check_writable(args.output, "--output")
     cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     if not isinstance(getattr(model, "hicl", None), HiCLBranch):
         raise InputError(

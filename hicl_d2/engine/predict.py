@@ -23,6 +23,7 @@ from hicl_d2.data.preflight import check_inputs
 from hicl_d2.data.reading import read_image
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console, counter
+from hicl_d2.engine.files import check_writable
 from hicl_d2.engine.setup import resolve_device
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.errors import InputError, one_line
@@ -36,8 +37,9 @@ FAILURES_SHOWN = 20
 
 def main(args: Namespace) -> bool:
     """Predict the images of ``args``; return whether all could be read."""
-    cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
+    check_writable(args.output, "--output")
     images = find_images(args.input)
+    cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     classes, colours = class_names(cfg)
     output = Path(args.output)
     for kind in ("overlays", "labels"):

@@ -1,7 +1,6 @@
 """What is settled before a run starts: good input, its seed, its device. Nothing is written here."""
 
 import logging
-import os
 import secrets
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +12,7 @@ from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
+from hicl_d2.engine.files import check_writable
 from hicl_d2.engine.manifest import State, check_output, read_manifest
 from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
@@ -32,7 +32,7 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     check_model_config(cfg)
     _check_numbers(cfg, args)
     _check_weights(cfg, args)
-    _check_writable(Path(cfg.OUTPUT_DIR))
+    check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
     check_test_sizes(cfg, test_image_sizes(cfg))
@@ -82,19 +82,6 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
         raise InputError(
             "--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume for the last checkpoint in "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR} has none)"
-        )
-
-
-def _check_writable(folder: Path) -> None:
-    """Check that ``folder`` can be made and written in, without making it."""
-    existing = folder.absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"OUTPUT_DIR {folder} cannot be made: {existing} is not a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(
-            f"OUTPUT_DIR {folder}: no permission to write in {existing}; choose another OUTPUT_DIR"
         )
 
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Audit data sets before training on them; see ``--help``."""
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -10,12 +9,12 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import run
+from hicl_d2.engine.cli import Parser, run, whole
 
 
 def main() -> None:
     """Read the command line, audit, and exit with status 1 if training would go wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="check_dataset.py",
         description="Open every file of data sets: counts, sizes, labels, class shares, how many windows of each "
         "size survive each purity, images that occur twice. Exit status 1 where training would go wrong.",
@@ -30,16 +29,20 @@ def main() -> None:
         "--output", default="output/audit", metavar="DIR", help="for audit.json and pictures [%(default)s]"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
+        "--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
     )
     parser.add_argument(
-        "--windows", type=int, nargs="+", metavar="N", help="window sizes [MODEL.HICL.WINDOWS]"
+        "--windows", type=whole(1), nargs="+", metavar="N", help="window sizes [MODEL.HICL.WINDOWS]"
     )
     parser.add_argument(
-        "--stride", type=int, default=4, metavar="N", help="pixels per cell of the feature map [%(default)s]"
+        "--stride",
+        type=whole(1),
+        default=4,
+        metavar="N",
+        help="pixels per cell of the feature map [%(default)s]",
     )
     parser.add_argument(
-        "--pictures", type=int, default=12, metavar="N", help="images on a sheet [%(default)s]"
+        "--pictures", type=whole(0), default=12, metavar="N", help="images on a sheet [%(default)s]"
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()

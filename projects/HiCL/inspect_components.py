@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Draw the candidates of every level, what became of them, and the embedding; see ``--help``."""
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import run
+from hicl_d2.engine.cli import Parser, run, whole
 
 
 def main() -> None:
     """Read the command line and draw."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="inspect_components.py",
         description="Draw, for labelled images, the windows of every level (kept in the colour of their class, or why they "
         "were pruned) and the principal directions of the embedding of pixels and components.",
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="", metavar="NAME", help="[first of DATASETS.TEST]")
     parser.add_argument("--image", nargs="+", default=[], metavar="NAME", help="these images of it")
     parser.add_argument(
-        "--count", type=int, default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
+        "--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
     )
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the config")

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Predict images that need no truth: overlays, label maps and a legend; see ``--help``."""
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import run
+from hicl_d2.engine.cli import Parser, run, share
 
 
 def main() -> None:
     """Read the command line, predict, and exit with status 1 if an image failed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="predict.py",
         description="Write overlays, label maps and a legend for images. A broken file is passed over and listed at the "
         "end; the exit status is then 1.",
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument(
         "--strength",
-        type=float,
+        type=share,
         default=0.55,
         help="share of the class colour in overlays, 0 to 1 [%(default)s]",
     )

@@ -7,12 +7,14 @@ process of its own with its own memory, files and signals; it has trained nothin
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,12 +142,22 @@ def _run_matrix() -> None:
     sys.exit(main())
 
 
-TOOLS = {"train_net": _train_net, "run_matrix": _run_matrix}
+def _script(name: str) -> Callable[[], object]:
+    """Return what runs a script of projects/HiCL as it is, with the tiny model and data set known."""
+    return partial(runpy.run_path, str(ROOT / "projects" / "HiCL" / f"{name}.py"), run_name="__main__")
+
+
+TOOLS: dict[str, Callable[[], object]] = {
+    "train_net": _train_net,
+    "run_matrix": _run_matrix,
+    "prepare": partial(runpy.run_module, "hicl_d2.data.prepare", run_name="__main__"),
+    **{name: _script(name) for name in ("predict", "check_dataset", "inspect_components")},
+}
 
 
 def _serve() -> None:
     # Loaded before the first fork, so that every tool finds them there.
-    from hicl_d2.engine import train  # noqa: F401
+    from hicl_d2.engine import check, inspect, predict, train  # noqa: F401
     from tests.engine import tiny  # noqa: F401
 
     ended: dict[int, int] = {}

@@ -45,16 +45,21 @@ def register_semantic(
     )
 
 
+def check_registered(name: str) -> None:
+    """Raise InputError for a name that is not registered, with the nearest one."""
+    if name not in DatasetCatalog:
+        known = DatasetCatalog.list()
+        hint = nearest(name, known) or f"; registered are {listing(known)}"
+        raise InputError(f"the data set {name!r} is not registered{hint}")
+
+
 def load_records(name: str) -> Records:
     """Return the records of a registered data set.
 
     Raises InputError for a name that is not registered (the nearest one given), for files that are missing
     (the expected ones given) and for a data set without records.
     """
-    if name not in DatasetCatalog:
-        known = DatasetCatalog.list()
-        hint = nearest(name, known) or f"; registered are {listing(known)}"
-        raise InputError(f"the data set {name!r} is not registered{hint}")
+    check_registered(name)
     try:
         records: Records = DatasetCatalog.get(name)
     except (

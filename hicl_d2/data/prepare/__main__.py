@@ -1,20 +1,19 @@
 """The command line: ``python -m hicl_d2.data.prepare <dataset> --root DIR [--workers N] [--partial]``."""
 
-import argparse
 import os
 from pathlib import Path
 
 from hicl_d2.data.datasets.registry import data_root
 from hicl_d2.data.prepare import PLANNERS, carry_out
 from hicl_d2.data.prepare.plan import check_complete, describe
-from hicl_d2.engine.cli import run
+from hicl_d2.engine.cli import Parser, run, whole
 from hicl_d2.engine.console import console, counter
 from hicl_d2.errors import InputError
 
 
 def main() -> None:
     """Plan, check that the download is whole, convert, and show the histogram."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hicl_d2.data.prepare",
         description="Turn the official download of a data set into the label maps that the loaders read.",
         epilog="Safe to stop and run again: every file is written whole, and what is there is kept.",
@@ -28,7 +27,7 @@ def main() -> None:
         help="folder of all data sets [$DETECTRON2_DATASETS]",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
+        "--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
     )
     parser.add_argument("--partial", action="store_true", help="go on with a download that lacks files")
     args = parser.parse_args()
