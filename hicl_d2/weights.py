@@ -127,7 +127,7 @@ def _refused(file: str, what: str) -> InputError:
 
 def _damaged(file: str, error: BaseException) -> DamagedError:
     # Around what it found torch wraps the advice to read the file without weights_only, which is no good one.
-    found = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
+    found = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))
     reason = (found[1].strip() if found else one_line(error))[:160]
     return DamagedError(
         f"weights {file} cannot be read ({type(error).__name__}: {reason}); fetch or save them again"

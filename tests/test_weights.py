@@ -11,7 +11,15 @@ from torch import nn
 
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.errors import InputError
-from hicl_d2.weights import DOWNLOAD, DamagedError, check_address, check_content, check_whole, checksum
+from hicl_d2.weights import (
+    DOWNLOAD,
+    DamagedError,
+    check_address,
+    check_content,
+    check_whole,
+    checksum,
+    read_torch,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "0123456789abcdef" * 4
@@ -45,6 +53,14 @@ def test_https_needs_a_checksum_or_the_users_word(monkeypatch: pytest.MonkeyPatc
 def test_a_checksum_that_is_none_is_refused(end: str) -> None:
     with pytest.raises(InputError, match="must be sha256= and 64 hexadecimal digits"):
         check_address(f"https://a.example/w.pth{end}")
+
+
+def test_a_damaged_file_is_named_with_what_is_wrong_and_without_advice_to_trust_it(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"PK")
+    with pytest.raises(DamagedError, match="Unsupported operand 80") as error:
+        read_torch(str(file))
+    assert "weights_only" not in str(error.value)
 
 
 def test_what_is_fetched_must_be_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from hicl_d2.weights import (
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
+FINAL = "model_final"  # as Detectron2 calls the checkpoint of the last iteration
 BEST_RECORD = "best.json"
 LAST = "last_checkpoint"
 NUMBERED = re.compile(r"model_(\d+)\.pth")

@@ -13,7 +13,7 @@ from typing import Any
 from hicl_d2.d2.engine import HookBase
 from hicl_d2.d2.utils import EventWriter, comm, get_event_storage
 from hicl_d2.engine import interrupt
-from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.checkpoint import FINAL, Checkpoints
 from hicl_d2.engine.console import console, duration
 from hicl_d2.engine.files import atomic_open
 from hicl_d2.engine.result import finite
@@ -205,12 +205,22 @@ class StepBoundary(HookBase):
 
 
 class CatchUp(HookBase):
-    """Do on resume what was due after the checkpoint and was not done: an evaluation, a line of metrics."""
+    """Do on resume what was due after the checkpoint and was not done: an evaluation, a line of metrics, the
+    final checkpoint.
+    """
 
-    def __init__(self, judges: Sequence[Any], metrics: MetricsFile, period: int, name: str) -> None:
+    def __init__(
+        self,
+        checkpointer: Checkpoints,
+        judges: Sequence[Any],
+        metrics: MetricsFile,
+        period: int,
+        name: str,
+    ) -> None:
         """``judges``: the hooks that evaluate; ``period``: TEST.EVAL_PERIOD; ``name``: a scalar that every
         evaluation gives, by which one that was done is recognised.
         """
+        self._checkpointer = checkpointer
         self._judges = judges
         self._metrics = metrics
         self._period = period
@@ -221,6 +231,8 @@ class CatchUp(HookBase):
         main = comm.is_main_process()
         if main:
             self._metrics.start(done)
+            if done == self.trainer.max_iter:
+                self._save_final(done - 1)
         if not 0 < done < self.trainer.max_iter:
             return
         is_due = self._period > 0 and done % self._period == 0
@@ -228,6 +240,14 @@ class CatchUp(HookBase):
             self._after(done - 1, self._judges)
         if main and done % WRITE_PERIOD == 0 and self._metrics.last_written < done - 1:
             self._metrics.write()
+
+    def _save_final(self, iteration: int) -> None:
+        """Save the checkpoint that comes after the last iteration, unless it is what the run goes on from."""
+        resumed = self._checkpointer.resumed
+        if resumed is None or resumed.stem != FINAL:
+            self.trainer.iter = iteration
+            self._checkpointer.save(FINAL, iteration=iteration)
+            self.trainer.iter = iteration + 1
 
     def _is_known(self, iteration: int) -> bool:
         """Return whether the evaluation after ``iteration`` is in the checkpoint or in the file."""

@@ -22,6 +22,7 @@ from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.files import check_writable
+from hicl_d2.engine.logs import run_log
 from hicl_d2.engine.predict import class_names, load_model
 from hicl_d2.errors import InputError, listing
 from hicl_d2.evaluation import predicted_classes
@@ -42,6 +43,7 @@ PIXELS_OF_A_CLASS = 150
 COMPONENTS_OF_A_CLASS = 25
 
 
+@run_log()
 def main(args: Namespace) -> None:
     """Draw the images of ``args``."""
     check_writable(args.output, "--output")

@@ -5,10 +5,13 @@ Python runs signal handlers between two of its own instructions. Within an itera
 ``release``) a first signal is only noted; anywhere else, and the second time, it raises :class:`Interrupted`.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -45,6 +48,22 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
 
+def _show_own(
+    owner: int,
+    show: Callable[..., object],
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+) -> None:
+    """Show an error that nothing caught, unless it is that of a loader's worker which lost its connection.
+
+    The threads by which workers hand over tensors show theirs when the process they belong to has stopped
+    listening; what stopped it is said by that process.
+    """
+    if os.getpid() == owner or not issubclass(kind, EOFError | ConnectionError):
+        show(kind, error, traceback)
+
+
 @contextmanager
 def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     """Handle the two signals as described inside the block; call it in the main thread.
@@ -56,9 +75,12 @@ def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     before: dict[int, Callable[..., Any] | int | None] = {s: signal.signal(s, _handle) for s in SIGNALS}
     before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
     _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
+    show = sys.excepthook
+    sys.excepthook = partial(_show_own, os.getpid(), show)
     try:
         yield
     finally:
+        sys.excepthook = show
         for signum, handler in before.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         _state.deferred = _state.patient = _state.follows = False

@@ -24,6 +24,7 @@ from hicl_d2.data.reading import read_image
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.files import check_writable
+from hicl_d2.engine.logs import run_log
 from hicl_d2.engine.setup import resolve_device
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.errors import InputError, one_line
@@ -35,6 +36,7 @@ SUFFIXES = {*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp"}
 FAILURES_SHOWN = 20
 
 
+@run_log()
 def main(args: Namespace) -> bool:
     """Predict the images of ``args``; return whether all could be read."""
     check_writable(args.output, "--output")

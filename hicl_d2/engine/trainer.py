@@ -118,7 +118,13 @@ class Trainer(DefaultTrainer):
             evaluation,
             best if main else None,
             RecentEvents(),
-            CatchUp([evaluation, best] if main else [evaluation], self._metrics, period, metric),
+            CatchUp(
+                self.checkpointer,
+                [evaluation, best] if main else [evaluation],
+                self._metrics,
+                period,
+                metric,
+            ),
             Progress() if main else None,
             hooks.PeriodicWriter(self._writers, period=WRITE_PERIOD) if main else None,
         ]

@@ -110,6 +110,8 @@ class Forks:
     def close(self) -> None:
         """End the process; tools that still run are killed."""
         assert self._process.stdin is not None
+        # The end of the pipe alone would not do: whatever this process has forked holds it open too.
+        self._process.stdin.write("{}\n")
         self._process.stdin.close()
         self._process.wait()
 
@@ -164,6 +166,8 @@ def _serve() -> None:
     running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
+        if not request:
+            break
         if "poll" in request:
             answer: dict[str, Any] = {"status": _poll(request["poll"], running, ended)}
         else:

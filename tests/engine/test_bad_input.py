@@ -80,6 +80,10 @@ OVERRIDES = {
     "no parts": (["SOLVER.ACCUMULATE", "0"], ["SOLVER.ACCUMULATE is 0", "1 or more"]),
     "checkpoints to keep": (["SOLVER.CHECKPOINT_KEEP", "-1"], ["SOLVER.CHECKPOINT_KEEP is -1", "0 or more"]),
     "steps to skip": (["SOLVER.NONFINITE_LIMIT", "-1"], ["SOLVER.NONFINITE_LIMIT is -1", "0 or more"]),
+    "loader workers": (
+        ["DATALOADER.NUM_WORKERS", "-1"],
+        ["DATALOADER.NUM_WORKERS is -1", "0 (none) or more"],
+    ),
     "weights over http": (["MODEL.WEIGHTS", "http://a.example/w.pth"], ["only https is fetched, not http"]),
     "weights over ftp": (["MODEL.WEIGHTS", "ftp://a.example/w.pth"], ["only https is fetched, not ftp"]),
     "weights without a checksum": (["MODEL.WEIGHTS", "https://a.example/w.pth"], ["#sha256=", "--download"]),

@@ -39,6 +39,30 @@ def test_flags_may_stand_before_and_after_the_overrides() -> None:
     assert (args.resume, args.num_gpus, args.eval_only, args.dist_url) == (True, 1, False, "auto")
 
 
+def test_a_worker_that_lost_its_process_is_silent_and_other_faults_are_shown() -> None:
+    code = (
+        "import os, sys\n"
+        "from hicl_d2.engine import interrupt\n"
+        "def show(error): sys.excepthook(type(error), error, None)\n"
+        "with interrupt.handled():\n"
+        "    show(ConnectionResetError('of the process itself'))\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        show(EOFError('of a worker'))\n"
+        "        show(BrokenPipeError('of a worker'))\n"
+        "        show(ValueError('a fault in a worker'))\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+        "assert sys.excepthook is sys.__excepthook__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "ConnectionResetError: of the process itself",
+        "ValueError: a fault in a worker",
+    ]
+
+
 def test_help_is_shown_without_loading_torch() -> None:
     code = (
         "import runpy, sys\n"

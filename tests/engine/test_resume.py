@@ -300,6 +300,29 @@ def test_a_last_checkpoint_file_that_is_damaged_or_lost_is_done_without(
     assert_equal(run_state(folder), undisturbed)
 
 
+@pytest.mark.parametrize("final", ["never written", "damaged"])
+def test_a_final_checkpoint_that_is_lost_is_written_again(
+    final: str, command: Command, tmp_path: Path
+) -> None:
+    """The last iteration's own checkpoint was written, and the process killed before the final one."""
+    folder = tmp_path / "finished"
+    assert command(*_arguments(folder, "SOLVER.CHECKPOINT_PERIOD", "4")).code == 0
+    undisturbed = run_state(folder)
+    whole = torch.load(folder / "model_final.pth", weights_only=True)
+    (folder / "result.json").unlink()
+    if final == "damaged":
+        (folder / "model_final.pth").write_bytes(b"PK")
+    else:
+        (folder / "model_final.pth").unlink()
+        (folder / "last_checkpoint").write_text("model_0000011.pth")
+    assert command(*_arguments(folder, "SOLVER.CHECKPOINT_PERIOD", "4", "--resume")).code == 0
+    assert_equal(run_state(folder), undisturbed)
+    again = torch.load(folder / "model_final.pth", weights_only=True)
+    assert again["iteration"] == whole["iteration"]
+    assert again["trainer"]["iteration"] == whole["trainer"]["iteration"]
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
 def test_weights_alone_are_no_checkpoint_to_resume(command: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert command().code == 0

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.config import load_config
+from hicl_d2.d2.modeling import build_model
 from tests.engine.forks import Forks
 from tests.engine.test_bad_input import CONFIGS, OVERRIDES
 from tests.faults.conftest import Runs
@@ -42,6 +44,69 @@ WEIGHTS: dict[str, Callable[[Path], object]] = {
     "a list": lambda file: torch.save([1, 2], file),
     "numbers for tensors": lambda file: torch.save({"model": {"w": 1.0}}, file),
     "another model": lambda file: torch.save({"model": {"w": torch.ones(3)}}, file),
+}
+
+# What predict.py, inspect_components.py and check_dataset.py are told: words for their command lines.
+ANY_TOOL = {
+    "an unknown option": ["--outptu", "x"],
+    "no config": ["--config-file", "absent.yaml"],
+    "a folder for a config": ["--config-file", "."],
+    "output that is a file": ["--output", "FILE"],
+    "output below a file": ["--output", "FILE/below"],
+}
+# The same for those that load a model.
+MODEL_TOOLS = {
+    "an unknown key": ["--opts", "MODEL.DEVISE", "cpu"],
+    "a key without a value": ["--opts", "MODEL.DEVICE"],
+    "a wrong type": ["--opts", "INPUT.MIN_SIZE_TEST", "small"],
+    "an unknown device": ["--opts", "MODEL.DEVICE", "gpu"],
+    "an unknown model": ["--opts", "MODEL.META_ARCHITECTURE", "TinySegmenter"],
+    "an unknown layout": ["--opts", "INPUT.FORMAT", "RBG"],
+    "another number of classes": ["--opts", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"],
+    "no weights": ["--weights", "absent.pth"],
+    "weights over http": ["--weights", "http://a.example/w.pth"],
+    "weights without a checksum": ["--weights", "https://a.example/w.pth"],
+}
+OWN = {
+    "predict": {
+        "no such input": ["--input", "absent"],
+        "input without images": ["--input", "EMPTY"],
+        "a pattern that fits nothing": ["--input", "EMPTY/*.png"],
+        "two images of one name": ["--input", "DATA/images/train/0.png", "DATA/images/val/0.png"],
+        "a strength that is no number": ["--strength", "strong"],
+        "a strength above 1": ["--strength", "2"],
+        "a negative number of workers": ["--opts", "DATALOADER.NUM_WORKERS", "-1"],
+    },
+    "inspect_components": {
+        "an unknown data set": ["--dataset", "tiny_vla"],
+        "an unknown image": ["--image", "absent"],
+        "no image": ["--count", "0"],
+        "half an image": ["--count", "0.5"],
+        "no branch": ["--opts", "MODEL.META_ARCHITECTURE", "TinySegmentor"],
+        "an unknown contrast": ["--opts", "MODEL.HICL.CONTRAST", "hickle"],
+        "an unknown feature": ["--opts", "MODEL.HICL.FEATURE", "sem_seg_head.predictr"],
+        "windows of no cells": ["--opts", "MODEL.HICL.WINDOWS", "[0]"],
+    },
+    "check_dataset": {
+        "an unknown data set": ["--dataset", "tiny_vla"],
+        "windows of no cells": ["--windows", "0"],
+        "a stride of no pixels": ["--stride", "0"],
+        "a negative number of workers": ["--workers", "-1"],
+        "half a picture": ["--pictures", "0.5"],
+        "an unknown key": ["MODEL.DEVISE", "cpu"],
+        "a key without a value": ["MODEL.DEVICE"],
+    },
+}
+PREPARE = {
+    "an unknown data set": ["pascal"],
+    "no data set": [],
+    "no root": ["ade20k", "--root", "absent"],
+    "a root that is a file": ["ade20k", "--root", "FILE"],
+    "a root without the download": ["ade20k", "--root", "EMPTY"],
+    "Cityscapes that are not there": ["cityscapes", "--root", "EMPTY"],
+    "COCO-Stuff that is not there": ["coco_stuff_10k", "--root", "EMPTY"],
+    "a negative number of workers": ["ade20k", "--root", "EMPTY", "--workers", "-1"],
+    "an unknown option": ["ade20k", "--root", "EMPTY", "--fast"],
 }
 
 MATRICES = {
@@ -117,6 +182,65 @@ def test_train_net(
     assert kinds >= 40
 
 
+def _fill(words: list[str], tmp_path: Path, data: Path) -> list[str]:
+    """Return ``words`` with the places filled in that they name."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    places = {"FILE": tmp_path / "file", "EMPTY": tmp_path / "empty", "DATA": data / "tiny"}
+    filled = []
+    for word in words:
+        name, *below = word.split("/", 1)
+        filled.append(str(places[name].joinpath(*below)) if name in places else word)
+    return filled
+
+
+@pytest.mark.parametrize("tool", OWN)
+def test_other_tools(
+    tool: str, tools: Forks, config: Path, own_data_root: Path, tmp_path: Path, report: Report
+) -> None:
+    with_branch = config.read_text().replace("META_ARCHITECTURE: TinySegmentor", "META_ARCHITECTURE: HiCL")
+    config.write_text(with_branch)
+    good, folder, kinds = tmp_path / "good.pth", tmp_path / "out", 0
+    torch.save({"model": build_model(load_config(config)).state_dict()}, good)
+
+    def run(what: str, *words: str, file: Path = config, weights: Path = good) -> str:
+        nonlocal kinds
+        kinds += 1
+        whole = ["--config-file", str(file), "--output", str(folder)]
+        if tool != "check_dataset":
+            whole += ["--weights", str(weights)]
+        if tool == "predict":
+            whole += ["--input", str(own_data_root / "tiny/images/val")]
+        words = tuple(_fill(list(words), tmp_path, own_data_root))
+        ended = tools.run(*whole, *words, tool=tool, DETECTRON2_DATASETS=str(own_data_root))
+        _check(ended.code, ended.err, folder, f"{tool}: {what}")
+        return ended.err
+
+    for what, (text, _) in CONFIGS.items():
+        bad = tmp_path / "bad.yaml"
+        bad.write_text(text)
+        assert "bad.yaml" in run(what, file=bad) or what == "base that is missing"
+    with_model = tool != "check_dataset"
+    for what, words in {**ANY_TOOL, **(MODEL_TOOLS if with_model else {}), **OWN[tool]}.items():
+        run(what, *words)
+    for what, make in WEIGHTS.items() if with_model else ():
+        weights = tmp_path / ("w.pkl" if what.startswith("a pickle") else "w.pth")
+        make(weights)
+        assert str(weights) in run(what, weights=weights)
+    report(f"kinds of bad input to {tool}.py", kinds, "each one line, exit code 2, nothing written")
+
+
+def test_prepare(tools: Forks, data_root: Path, tmp_path: Path, report: Report) -> None:
+    for what, words in PREPARE.items():
+        ended = tools.run(*_fill(words, tmp_path, data_root), tool="prepare")
+        _check(ended.code, ended.err, tmp_path / "empty", what)
+    report(
+        "kinds of bad input to hicl_d2.data.prepare",
+        len(PREPARE),
+        "each one line, exit code 2, nothing written",
+    )
+
+
 def test_run_matrix(tools: Forks, tmp_path: Path, report: Report) -> None:
     folder, kinds = tmp_path / "output", 0
     good = Path(__file__).resolve().parents[2] / "benchmark/matrices/smoke.yaml"
@@ -132,12 +256,21 @@ def test_run_matrix(tools: Forks, tmp_path: Path, report: Report) -> None:
         run(what, "--matrix", str(tmp_path / "bad.yaml"), "--output", str(folder))
     run("missing", "--matrix", str(tmp_path / "absent.yaml"), "--output", str(folder))
     run("a folder", "--matrix", str(tmp_path), "--output", str(folder))
-    run("no output", "--matrix", str(good))
-    run("no matrix", "--output", str(folder))
+    run("output without a name", "--matrix", str(good), "--output")
+    run("matrix without a name", "--output", str(folder), "--matrix")
     run("an unknown option", "--matrix", str(good), "--output", str(folder), "--outptu", "x")
     run("an unknown verb", "rum", "--matrix", str(good), "--output", str(folder))
     (tmp_path / "file").write_text("")
     run("output that is a file", "--matrix", str(good), "--output", str(tmp_path / "file"))
     run("output below a file", "--matrix", str(good), "--output", str(tmp_path / "file/below"))
-    run("no train script", "--matrix", str(good), "--output", str(folder), "--train-script", "absent.py")
+    run(
+        "no train script",
+        "run",
+        "--matrix",
+        str(good),
+        "--output",
+        str(folder),
+        "--train-script",
+        "absent.py",
+    )
     report("kinds of bad input to run_matrix.py", kinds, "each one line, exit code 2, nothing written")
