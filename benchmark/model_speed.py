@@ -1,10 +1,11 @@
 """Measure models with and without the branch: parameters, arithmetic, a training step, an image at inference, memory.
 
-Every row of a table runs twice per round, round after round, and the second time counts: a step comes after one like itself,
-and a busy machine slows all rows alike. Times are medians, ratios medians of the ratios within a round (see contrast_speed.py). Where Detectron2 is importable and not in use
-(HICL_RUNTIME=lite), its own model of the same config and weights is a row too. Predictions with and without the branch are
-compared bit for bit; the command exits 1 if they differ. Arithmetic is fvcore's count at inference, in which a
-multiplication with its addition is one, as in the tables of Detectron2 and Mask2Former.
+Every row of a table runs twice per round, round after round, and the second time counts: a step comes after one like
+itself, and a busy machine slows all rows alike. Times are medians, ratios medians of the ratios within a round (see
+contrast_speed.py). Where Detectron2 is importable and not in use (HICL_RUNTIME=lite), its own model of the same config
+and weights is a row too. Predictions with and without the branch are compared bit for bit; the command exits 1 if they
+differ. Arithmetic is fvcore's count at inference, in which a multiplication with its addition is one, as in the tables
+of Detectron2 and Mask2Former.
 """
 
 import argparse
