@@ -21,8 +21,9 @@ SCALED = (
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     """Return ``cfg`` for ``processes``, made from SOLVER.REFERENCE_WORLD_SIZE of them (0: as it is), and say what changed.
 
-    With SOLVER.SCALE_BY "rule", Detectron2's linear rule: batch and learning rate follow the number of processes, iterations
-    and periods go against it, the ramp of the branch among them. With "accumulate", fewer processes work through the same batch in parts, and all else stays.
+    With SOLVER.SCALE_BY "rule", Detectron2's linear rule: batch and learning rate follow the number of processes,
+    iterations and periods go against it, the ramp of the branch among them. With "accumulate", fewer processes work
+    through the same batch in parts, and all else stays.
     Raises InputError for a batch or a reference that cannot be divided so.
     """
     solver, reference = cfg.SOLVER, cfg.SOLVER.REFERENCE_WORLD_SIZE
