@@ -7,6 +7,7 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,24 @@ def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
         cfg.merge_from_list([key, decoded])
     except (ValueError, AssertionError, KeyError):
         raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
+    kind = _kind_of_elements(key)
+    if kind is not None and not all(isinstance(element, kind) for element in decoded or ()):
+        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}")
+
+
+def _kind_of_elements(key: str) -> tuple[type, ...] | None:
+    """Return what the elements of a list key may be: as those of its default; None where that does not say."""
+    default = _get(_defaults(), key)
+    kinds = {type(element) for element in default} if isinstance(default, list | tuple) else set()
+    if len(kinds) != 1:
+        return None
+    kind = kinds.pop()
+    return (int, kind) if kind is float else (kind,)
+
+
+@cache
+def _defaults() -> CfgNode:
+    return get_hicl_cfg()
 
 
 def _has(cfg: CfgNode, key: str) -> bool:

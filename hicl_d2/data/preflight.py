@@ -56,6 +56,13 @@ def check_inputs(cfg: CfgNode) -> None:
     _check_choice("INPUT.FORMAT", inputs.FORMAT, ("BGR", "RGB"))
     _check_choice("INPUT.RANDOM_FLIP", inputs.RANDOM_FLIP, ("horizontal", "vertical", "none"))
     _check_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", inputs.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+    for key, least in (
+        ("MAX_SIZE_TRAIN", 1),
+        ("MIN_SIZE_TEST", 0),
+        ("MAX_SIZE_TEST", min(inputs.MIN_SIZE_TEST, 1)),
+    ):
+        if inputs[key] < least:
+            raise InputError(f"INPUT.{key} is {inputs[key]}; it must be {least} or more")
     is_range, sizes = inputs.MIN_SIZE_TRAIN_SAMPLING == "range", inputs.MIN_SIZE_TRAIN
     if is_range and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes}, but a range is the least and the greatest length")

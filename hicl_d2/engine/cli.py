@@ -144,6 +144,8 @@ def explain(error: BaseException) -> str | None:
         return f"no permission to use {_place(error)} ({error.strerror})"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return f"{one_line(error).split('. ')[0]}; lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's, on the CPU
+        return "no memory for what the config asks for; make its model or its batch smaller"
     if _lost_a_worker(error):
         return f"{one_line(error)}; lower DATALOADER.NUM_WORKERS if memory (or /dev/shm) ran out"
     if isinstance(error, ImportError) and (

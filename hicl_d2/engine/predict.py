@@ -43,11 +43,11 @@ def main(args: Namespace) -> bool:
     images = find_images(args.input)
     cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     classes, colours = class_names(cfg)
+    model = for_testing(cfg, model).eval()
     output = Path(args.output)
     for kind in ("overlays", "labels"):
         (output / kind).mkdir(parents=True, exist_ok=True)
     draw_legend(classes, colours).save(output / "legend.png")
-    model = for_testing(cfg, model).eval()
     advance = counter("predicting", len(images))
     failures = []
     for name, mapped in _mapped(cfg, images):

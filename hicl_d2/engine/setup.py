@@ -3,6 +3,8 @@
 import logging
 import secrets
 from argparse import Namespace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import torch
@@ -17,10 +19,20 @@ from hicl_d2.engine.manifest import State, check_output, read_manifest
 from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.modeling import check_model_config, check_test_sizes
 from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
+
+# The least that a number may be.
+LEAST = {
+    **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"), 1),
+    **dict.fromkeys(("SOLVER.ACCUMULATE", "MODEL.HICL.HIDDEN_DIM", "MODEL.HICL.LOG_PERIOD"), 1),
+    **dict.fromkeys(("SOLVER.CHECKPOINT_KEEP", "SOLVER.NONFINITE_LIMIT", "SOLVER.REFERENCE_WORLD_SIZE"), 0),
+}
+# What NumPy takes is twice as much; each process adds its rank.
+SEEDS = 2**31
 
 
 def check_before_start(cfg: CfgNode, args: Namespace) -> State:
@@ -36,6 +48,7 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
     check_test_sizes(cfg, test_image_sizes(cfg))
+    _check_testing(cfg)
     return state
 
 
@@ -46,10 +59,17 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
             f"it is one of {listing(PRECISIONS)}"
         )
-    least = {"MAX_ITER": 1, "IMS_PER_BATCH": 1, "CHECKPOINT_PERIOD": 1, "ACCUMULATE": 1}
-    for key, bound in {**least, "CHECKPOINT_KEEP": 0, "NONFINITE_LIMIT": 0}.items():
-        if solver[key] < bound:
-            raise InputError(f"SOLVER.{key} is {solver[key]}; it must be {bound} or more")
+    for key, least in LEAST.items():
+        value = reduce(getitem, key.split("."), cfg)
+        if value < least:
+            raise InputError(f"{key} is {value}; it must be {least} or more")
+    if cfg.SEED >= SEEDS:
+        raise InputError(f"SEED is {cfg.SEED}; it must be below {SEEDS}")
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        raise InputError(
+            f"SOLVER.RESCALE_INTERVAL leaves nothing after SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} of SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER} iterations; warm up for fewer"
+        )
     processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
@@ -63,6 +83,19 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
         )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise InputError("DATASETS.TEST names no data set to evaluate on")
+
+
+def _check_testing(cfg: CfgNode) -> None:
+    """Raise InputError for what would end the run at its first evaluation."""
+    for_testing(cfg, torch.nn.Identity())
+    for name in cfg.DATASETS.TEST:
+        build_evaluator(cfg, name)
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        if not isinstance(row, list | tuple) or [*map(type, row[:2])] != [str, str] or len(row) != 4:
+            raise InputError(
+                f"TEST.EXPECTED_RESULTS has a row {row!r}; a row is [task, metric, value, tolerance], as ['sem_seg', "
+                "'mIoU', 71.5, 0.3]"
+            )
 
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:

@@ -49,7 +49,7 @@ def check_registered(name: str) -> None:
     """Raise InputError for a name that is not registered, with the nearest one."""
     if name not in DatasetCatalog:
         known = DatasetCatalog.list()
-        hint = nearest(name, known) or f"; registered are {listing(known)}"
+        hint = nearest(str(name), known) or f"; registered are {listing(known)}"
         raise InputError(f"the data set {name!r} is not registered{hint}")
 
 
