@@ -2,19 +2,25 @@
 
 ``python benchmark/fault_report.py`` runs tests/faults (half an hour on two idle cores; ``--shorten``: minutes) and prints
 a markdown table, a row for each kind of fault. A fault that was not survived is a row that says so, and exit status 1.
+``--save`` keeps the rows for the README's table; with ``--only``, those of the faults that were not tried stay.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark" / "results" / "faults" / "faults.json"
 HEADER = "| what was broken | times | what was seen |\n|---|---:|---|"
+
+Row = dict[str, Any]  # "broken", "times" (None: not known), "seen"
 
 
 def run(trials: int, fuzzed: int, only: str, output: Path) -> int:
@@ -39,16 +45,36 @@ def run(trials: int, fuzzed: int, only: str, output: Path) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False).returncode
 
 
-def rows(results: Path) -> Iterator[str]:
-    """Yield a row of the table for each test in ``results`` that reported something or failed."""
+def rows(results: Path) -> Iterator[tuple[str, Row]]:
+    """Yield name and row of each test in ``results`` that reported something or failed."""
     for case in ElementTree.parse(results).iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
         found = {item.get("name"): item.get("value") for item in case.iter("property")}
-        if "broken" in found:
-            yield f"| {found['broken']} | {int(found['times'] or 0):,} | {found['seen']} |"
-        elif case.find("failure") is not None or case.find("error") is not None:
-            yield f"| {case.get('name')} | | **not survived** |"
+        if case.find("failure") is not None or case.find("error") is not None:
+            yield name, {"broken": case.get("name"), "times": None, "seen": "**not survived**"}
+        elif "broken" in found:
+            yield name, {**found, "times": int(found["times"] or 0)}
         elif (skipped := case.find("skipped")) is not None:
-            yield f"| {case.get('name')} | 0 | not tried: {skipped.get('message')} |"
+            yield (
+                name,
+                {"broken": case.get("name"), "times": 0, "seen": f"not tried: {skipped.get('message')}"},
+            )
+
+
+def table(found: Iterable[Row]) -> str:
+    """Return the rows as a markdown table."""
+    lines = (
+        f"| {row['broken']} | {'' if row['times'] is None else format(row['times'], ',')} | {row['seen']} |"
+        for row in found
+    )
+    return "\n".join([HEADER, *lines]) + "\n"
+
+
+def save(found: dict[str, Row], *, is_all: bool) -> None:
+    """Write the rows to ``RESULTS``, in the place of all that are there or of those of the same names."""
+    before = {} if is_all or not RESULTS.is_file() else json.loads(RESULTS.read_text())
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({**before, **found}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -59,6 +85,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", metavar="EXPRESSION", help="the faults that match, as pytest -k"
     )
+    parser.add_argument("--save", action="store_true", help=f"keep the rows in {RESULTS.relative_to(ROOT)}")
     options = parser.parse_args()
     trials, fuzzed = (5, 300) if options.shorten else (options.trials, options.fuzzed)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +93,10 @@ def main() -> int:
         status = run(trials, fuzzed, options.only, results)
         if not results.exists():
             return status or 1
-        sys.stdout.write("\n".join([HEADER, *rows(results)]) + "\n")
+        found = dict(rows(results))
+    sys.stdout.write(table(found.values()))
+    if options.save:
+        save(found, is_all=not options.only)
     return int(status != 0)
 
 

@@ -3,7 +3,7 @@
 ``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of its
+comparison; if the faults.json of fault_report.py, what was broken and seen; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of its
 config.
 """
 
@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fault_report import table as fault_table
 from harness.cells import AXES
 from harness.matrix import read_matrix
 from harness.tables import RESULTS_FILE, markdown
+
+FAULTS_FILE = "faults.json"
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
@@ -26,6 +29,8 @@ def render(folder: Path) -> str:
     """Return the markdown table of the result files in ``folder``."""
     if (folder / RESULTS_FILE).is_file():
         return render_matrix(folder)
+    if (folder / FAULTS_FILE).is_file():
+        return fault_table(json.loads((folder / FAULTS_FILE).read_text()).values())
     return render_runs(folder)
 
 

@@ -322,9 +322,9 @@ def _kind_of_elements(key: str) -> tuple[type, ...] | None:
     """Return what the elements of a list key may be: as those of its default; None where that does not say."""
     default = _get(_defaults(), key)
     kinds = {type(element) for element in default} if isinstance(default, list | tuple) else set()
-    if len(kinds) != 1:
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind not in (int, float, str):
         return None
-    kind = kinds.pop()
     return (int, kind) if kind is float else (kind,)
 
 

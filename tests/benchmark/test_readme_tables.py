@@ -37,3 +37,28 @@ def test_a_matrix_s_csv_becomes_its_comparison(tables: ModuleType, tmp_path: Pat
     assert "50.2" in rows[0]
     assert "61.5" in rows[1]
     assert "+11.2" in rows[1]
+
+
+def test_the_rows_of_a_fault_report_become_its_table(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fault_report
+
+    results = tmp_path / "results.xml"
+    results.write_text(
+        "<testsuites><testsuite>"
+        "<testcase classname='f' name='a'><properties><property name='broken' value='disk'/>"
+        "<property name='times' value='1200'/><property name='seen' value='fine'/></properties></testcase>"
+        "<testcase classname='f' name='b'><failure message='no'>no</failure></testcase>"
+        "<testcase classname='f' name='c'><skipped message='needs root'/></testcase>"
+        "<testcase classname='f' name='d'/>"
+        "</testsuite></testsuites>"
+    )
+    monkeypatch.setattr(fault_report, "RESULTS", tmp_path / "faults" / "faults.json")
+    fault_report.save({"f.b": {"broken": "b", "times": 3, "seen": "before"}}, is_all=True)
+    fault_report.save(dict(fault_report.rows(results)), is_all=False)
+    assert tables.render(tmp_path / "faults").splitlines()[2:] == [
+        "| b |  | **not survived** |",
+        "| disk | 1,200 | fine |",
+        "| c | 0 | not tried: needs root |",
+    ]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.data.reading import check_labels, image_size, read_image, read_labels
-from hicl_d2.engine.manifest import identity
+from hicl_d2.engine.manifest import PLACE_KEYS, identity
 from hicl_d2.errors import InputError
 from tests.faults.conftest import FUZZED
 
@@ -33,17 +33,8 @@ fuzzed = settings(
 )
 
 
-def _keys() -> list[str]:
-    def names(node: dict, prefix: str = "") -> list[str]:
-        found = []
-        for key, value in node.items():
-            found += names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-        return found
-
-    return names(get_hicl_cfg())
-
-
-KEYS = _keys()
+DEFAULTS = identity(get_hicl_cfg())
+KEYS = [*DEFAULTS, *PLACE_KEYS]
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -63,13 +54,43 @@ NESTED = st.dictionaries(
     VALUES,
     max_size=4,
 ).map(lambda flat: yaml.safe_dump(_nest(flat)))
+
+
+def _like(default: Any) -> st.SearchStrategy[Any]:
+    """Return values of the kind of ``default``, most of which are valid there."""
+    match default:
+        case bool():
+            return st.booleans()
+        case int():
+            return st.integers(-2, 2000) | st.integers()
+        case float():
+            return st.floats() | st.integers(-2, 10)
+        case str():
+            return st.text(max_size=12)
+        case [first, *_]:
+            return st.lists(_like(first), max_size=3)
+        case _:
+            return VALUES
+
+
+RIGHT_KINDS = (
+    st.lists(
+        st.sampled_from(KEYS).flatmap(lambda key: st.tuples(st.just(key), _like(DEFAULTS.get(key)))),
+        max_size=4,
+    )
+    .map(dict)
+    .map(lambda flat: yaml.safe_dump(_nest(flat)))
+)
 SNIPPETS = (
     *("MODEL:", "  DEVICE: ", "- ", "? ", "{", "}", "[", "|", ">", "\t", '"', "'", "#", "---", "..."),
     *("&a ", "*a", "<<: *a", "!!python/name:os.system", "!!binary ", "%YAML 1.2"),
 )
 LINES = st.lists(st.sampled_from(SNIPPETS) | st.text(max_size=8), max_size=12).map("\n".join)
 FILES = st.one_of(
-    NESTED.map(str.encode), LINES.map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=60)
+    RIGHT_KINDS.map(str.encode),
+    NESTED.map(str.encode),
+    LINES.map(lambda text: text.encode("utf-8", "replace")),
+    st.binary(max_size=60),
 )
 
 
