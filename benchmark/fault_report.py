@@ -49,7 +49,7 @@ def rows(results: Path) -> Iterator[tuple[str, Row]]:
     """Yield name and row of each test in ``results`` that reported something or failed."""
     for case in ElementTree.parse(results).iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
-        found = {item.get("name"): item.get("value") for item in case.iter("property")}
+        found: Row = {str(item.get("name")): item.get("value") for item in case.iter("property")}
         if case.find("failure") is not None or case.find("error") is not None:
             yield name, {"broken": case.get("name"), "times": None, "seen": "**not survived**"}
         elif "broken" in found:

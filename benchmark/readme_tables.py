@@ -3,8 +3,8 @@
 ``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; if the faults.json of fault_report.py, what was broken and seen; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of its
-config.
+comparison; if the faults.json of fault_report.py, what was broken and what was seen; else it has a row for each ``*.json``,
+a ``result.json`` as a training run leaves it, under the name of its config.
 """
 
 import argparse
