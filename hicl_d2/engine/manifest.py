@@ -18,6 +18,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine import provenance
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.files import read_json, write_json
+from hicl_d2.engine.scaling import same_schedule
 from hicl_d2.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -168,10 +169,11 @@ def changes_on_resume(
     named = [_difference(key, before, now) for key in changed_keys(before, now)]
     started = manifest.get("processes", processes)
     if processes != started:
-        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        if not same_schedule(cfg, started, processes):
             raise InputError(
                 f"the run in {cfg.OUTPUT_DIR} was started on {started} processes and SOLVER.REFERENCE_WORLD_SIZE "
-                f"ties its schedule to their number; resume it on {started}, not on {processes}"
+                f"with SOLVER.SCALE_BY {cfg.SOLVER.SCALE_BY} ties its schedule to their number; resume it on {started}, not on "
+                f"{processes}"
             )
         named.append(
             f"{started} processes there and {processes} here (the images and their order are the same; what a "

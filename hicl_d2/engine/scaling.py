@@ -26,6 +26,32 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     through the same batch in parts, and all else stays.
     Raises InputError for a batch or a reference that cannot be divided so.
     """
+    scaled = _scaled(cfg, processes)
+    if scaled is cfg:
+        return cfg
+    values = [(key, _value(cfg, key), _value(scaled, key)) for key in SCALED]
+    changes = [f"{key.partition('.')[2]} {old} -> {new}" for key, old, new in values if old != new]
+    solver = cfg.SOLVER
+    said = (
+        f"scaled from {solver.REFERENCE_WORLD_SIZE} processes to {processes} (SOLVER.SCALE_BY {solver.SCALE_BY}): "
+        f"{', '.join(changes)}"
+    )
+    console.say(said)
+    logger.info(said)
+    return scaled
+
+
+def same_schedule(cfg: CfgNode, some: int, others: int) -> bool:
+    """Return whether ``cfg`` means the same batches, rates and iterations on ``some`` processes and on ``others``.
+
+    How a batch is worked through, at once or in parts, may differ.
+    """
+    keys = [key for key in SCALED if key != "SOLVER.ACCUMULATE"]
+    first, second = (_scaled(cfg, processes) for processes in (some, others))
+    return all(_value(first, key) == _value(second, key) for key in keys)
+
+
+def _scaled(cfg: CfgNode, processes: int) -> CfgNode:
     solver, reference = cfg.SOLVER, cfg.SOLVER.REFERENCE_WORLD_SIZE
     way = solver.SCALE_BY
     if way not in WAYS:
@@ -37,15 +63,8 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide"
         )
     if way == "accumulate" and processes < reference:
-        scaled = _accumulated(cfg, processes)
-    else:
-        scaled = _by_rule(cfg, processes)
-    values = [(key, _value(cfg, key), _value(scaled, key)) for key in SCALED]
-    changes = [f"{key.partition('.')[2]} {old} -> {new}" for key, old, new in values if old != new]
-    said = f"scaled from {reference} processes to {processes} (SOLVER.SCALE_BY {way}): {', '.join(changes)}"
-    console.say(said)
-    logger.info(said)
-    return scaled
+        return _accumulated(cfg, processes)
+    return _by_rule(cfg, processes)
 
 
 def _value(cfg: CfgNode, key: str) -> object:

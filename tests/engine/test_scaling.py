@@ -3,7 +3,7 @@
 import pytest
 
 from hicl_d2.config import get_hicl_cfg, load_config
-from hicl_d2.engine.scaling import scale_to_processes
+from hicl_d2.engine.scaling import same_schedule, scale_to_processes
 from hicl_d2.errors import InputError
 
 
@@ -72,3 +72,12 @@ def test_what_cannot_be_divided_is_said_in_one_line(way, reference, processes, m
 def test_recipes_of_cityscapes_fit_one_process(name):
     cfg = load_config(f"configs/cityscapes/{name}.yaml")
     assert scale_to_processes(cfg, 1).SOLVER.IMS_PER_BATCH == 2
+
+
+def test_schedules_are_compared_over_numbers_of_processes(capsys):
+    assert same_schedule(make_cfg(reference=0), 3, 1)
+    assert same_schedule(make_cfg("accumulate"), 8, 2)
+    assert same_schedule(make_cfg("accumulate"), 1, 2)
+    assert not same_schedule(make_cfg("accumulate"), 8, 16)  # more than the reference: by the rule
+    assert not same_schedule(make_cfg("rule"), 8, 2)
+    assert capsys.readouterr().err == ""

@@ -166,15 +166,20 @@ def test_a_process_without_labelled_pixels_does_not_harm_the_others(
     assert max(losses) > 0
 
 
-def test_a_run_goes_on_with_another_number_of_processes_and_says_so(start: Start, tmp_path: Path) -> None:
-    _ends(start(1, tmp_path / "undisturbed"))
-    _ends(start(2, tmp_path / "run"))
+@pytest.mark.parametrize(
+    "recipe", [{}, {"SOLVER.REFERENCE_WORLD_SIZE": "2", "SOLVER.SCALE_BY": "accumulate"}]
+)
+def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
+    recipe: dict[str, str], start: Start, tmp_path: Path
+) -> None:
+    _ends(start(1, tmp_path / "undisturbed", **recipe))
+    _ends(start(2, tmp_path / "run", **recipe))
     run = tmp_path / "run"
     (run / "result.json").unlink()
     (run / "last_checkpoint").unlink()
     (run / "model_final.pth").unlink()
     assert (run / "model_0000002.pth").exists()
-    ended = _ends(start(1, run, "--resume"))[0]
+    ended = _ends(start(1, run, "--resume", **recipe))[0]
     assert "changed since the run began: 2 processes there and 1 here" in ended.err
     found, expected = _found(run), _found(tmp_path / "undisturbed")
     for name, value in expected["model"].items():
