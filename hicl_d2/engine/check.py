@@ -13,7 +13,7 @@ from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.preflight import check_inputs
-from hicl_d2.data.reading import read_image, read_labels
+from hicl_d2.reading import read_image, read_labels
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.files import write_json
 from hicl_d2.errors import InputError

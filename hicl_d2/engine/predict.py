@@ -20,7 +20,7 @@ from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import check_inputs
-from hicl_d2.data.reading import read_image
+from hicl_d2.reading import read_image
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.setup import resolve_device

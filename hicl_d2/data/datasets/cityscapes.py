@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Colour, Records, data_root, register_semantic
-from hicl_d2.data.reading import image_size
+from hicl_d2.reading import image_size
 from hicl_d2.errors import InputError
 
 CLASSES: dict[str, Colour] = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from hicl_d2.data.datasets.cityscapes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup
-from hicl_d2.data.reading import read_labels
+from hicl_d2.reading import read_labels
 from hicl_d2.errors import InputError
 
 EXPECTED = (
