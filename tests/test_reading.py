@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 from hicl_d2.d2.data import detection_utils
 from hicl_d2.errors import InputError
+from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 
 
 def refusal(action: Callable[[], Any]) -> str:

@@ -14,8 +14,8 @@ from hicl_d2.d2.data import detection_utils
 from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.picture import Picture, PictureInput
-from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 from hicl_d2.errors import InputError
+from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 
 # What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.
 PAD_VALUE = 128
