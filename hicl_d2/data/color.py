@@ -1,4 +1,8 @@
-"""Colour augmentation of SSD, without OpenCV and with OpenCV's figures."""
+"""Colour augmentation of SSD, without OpenCV and with OpenCV's figures.
+
+They are those of its vector code. What is left over at the end of a row, fewer than 32 pixels, OpenCV rounds otherwise: there
+a channel can differ by one.
+"""
 
 import random
 
