@@ -1,11 +1,11 @@
 """Measure time and memory of the contrasts: forward and backward, each on the same made-up batch with a fixed seed.
 
-Every row of a table runs once per round, round after round, so that a busy machine slows all of them alike.
-Times are medians over rounds, ratios are medians of the ratios within a round. With one CPU thread time is
-CPU time; with more it is wall time; on a GPU it is between two CUDA events. Peak memory is what a step
-allocates above what was there before (the batch and the parameters), with the gradient at the feature map:
-`torch.profiler`'s allocation records on a CPU, the allocator's peak on a GPU. On a CPU freed memory is kept for the next
-step (`keep_freed_memory`), for all rows alike.
+Every row of a table runs twice per round, round after round, and the second time counts: a step comes after one like
+itself, and a busy machine slows all rows alike. Times are medians over rounds, ratios are medians of the ratios within
+a round. With one CPU thread time is CPU time; with more it is wall time; on a GPU it is between two CUDA events. Peak
+memory is what a step allocates above what was there before (the batch and the parameters), with the gradient at the
+feature map: `torch.profiler`'s allocation records on a CPU, the allocator's peak on a GPU. On a CPU freed memory is
+kept for the next step (`keep_freed_memory`), for all rows alike.
 
 The floor is the matrix products alone that Hi-CL's loss cannot do without, of the same run and the same
 sizes: the two layers of the embedding forward and both their gradients, for every anchor and component, and

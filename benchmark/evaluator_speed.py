@@ -5,7 +5,7 @@
 
 The peer is Detectron2's SemSegEvaluator where it is installed, without and with its boundary figures, else the built-in
 runtime's evaluator of that name. Both are given the same scores and label files; the figures are medians over rounds,
-each evaluator once per round, and ratios within rounds.
+each evaluator twice per round, of which the second counts, and ratios within rounds.
 """
 
 import argparse

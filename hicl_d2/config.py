@@ -145,9 +145,10 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.POSITIVE_FOCUS = 0.0
     # Temperature of the softmax over similarities.
     hicl.TEMPERATURE = 0.1
-    # Width of the embedding and of its hidden layer.
+    # Width of the embedding and of its hidden layers, and how many linear layers it has (1: a projection).
     hicl.DIM = 256
     hicl.HIDDEN_DIM = 256
+    hicl.EMBEDDING_LAYERS = 2
     # Components remembered per class and level from earlier steps (0: no bank), used after BANK_START iterations.
     hicl.BANK_SIZE = 0
     hicl.BANK_START = 0

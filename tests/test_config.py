@@ -19,7 +19,11 @@ def write(folder, text, name="config.yaml"):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_of_the_project_loads(path):
-    assert load_config(path).is_frozen()
+    cfg = load_config(path)
+    assert cfg.is_frozen()
+    if not path.stem.startswith("Base-"):
+        assert cfg.SOLVER.REFERENCE_WORLD_SIZE > 0
+        assert cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.endswith("_hicl")], ids=lambda path: path.stem)

@@ -156,11 +156,15 @@ def _probe(workspace: Workspace, options: Namespace, console: Console, signals: 
 
 def status_verb(options: Namespace, console: Console, signals: Signals) -> int:
     """show what the cells are doing: state, iteration, time left, loss, mIoU"""
+    was_busy = False
     while True:
         workspace = _open(options)
         console.screen(status.describe(workspace), is_moving=options.watch)
-        if not options.watch or not workspace.in_state(files.RUNNING, files.QUEUED):
+        is_busy = bool(workspace.in_state(files.RUNNING, files.QUEUED))
+        # Between two cells none is running: only a second look tells that it is over.
+        if not options.watch or not (is_busy or was_busy):
             return 0
+        was_busy = is_busy
         time.sleep(WATCH_SECONDS)
 
 

@@ -31,12 +31,15 @@ def keep_freed_memory() -> None:
 
 
 def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time each step once per round, in milliseconds, after a round that is not counted."""
+    """Time each step once per round, in milliseconds.
+
+    It runs twice, and the second time counts: a step of training comes after one like itself, with caches and memory as that
+    one left them, not after another method's.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
     for _ in range(rounds):
         for name, step in steps.items():
+            step()
             times[name].append(_time(step, device))
     return times
 

@@ -85,6 +85,7 @@ class HiCLBranch(Contrast):
         temperature: float = 0.1,
         dim: int = 256,
         hidden_dim: int = 256,
+        embedding_layers: int = 2,
         bank_size: int = 0,
         bank_start: int = 0,
         gather: bool = False,
@@ -113,7 +114,8 @@ class HiCLBranch(Contrast):
             positive_focus: a positive weighs (1 - similarity) to this power; 0 weighs all alike.
             temperature: of the softmax over similarities.
             dim: width of the embedding.
-            hidden_dim: width of its hidden layer.
+            hidden_dim: width of its hidden layers.
+            embedding_layers: its linear layers; 1 is a projection.
             bank_size: components remembered per class and level; 0 is none.
             bank_start: training steps before those are used.
             gather: contrast with the components of all processes of a step.
@@ -128,6 +130,7 @@ class HiCLBranch(Contrast):
             temperature=temperature,
             dim=dim,
             hidden_dim=hidden_dim,
+            embedding_layers=embedding_layers,
         )
         self.levels = make_levels(
             windows, purity, coverage, confidence_low, confidence_high, level_weights, overlap=overlap

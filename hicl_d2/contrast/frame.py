@@ -58,6 +58,7 @@ class Contrast(nn.Module):
         temperature: float = 0.1,
         dim: int = 256,
         hidden_dim: int = 256,
+        embedding_layers: int = 2,
     ) -> None:
         """Make the shared part.
 
@@ -67,7 +68,8 @@ class Contrast(nn.Module):
             ignore_value: label of pixels without a class.
             temperature: of the softmax over similarities, > 0.
             dim: width of the embedding.
-            hidden_dim: width of its hidden layer.
+            hidden_dim: width of its hidden layers.
+            embedding_layers: its linear layers; 1 is a projection.
         """
         super().__init__()
         if not temperature > 0:
@@ -80,7 +82,7 @@ class Contrast(nn.Module):
         self.ignore_value = ignore_value
         self.temperature = temperature
         self.dim = dim
-        self.embedding = EmbeddingHead(in_channels, hidden_dim, dim)
+        self.embedding = EmbeddingHead(in_channels, hidden_dim, dim, embedding_layers)
 
     @_uncompiled
     def forward(
@@ -124,7 +126,7 @@ class Contrast(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Return float64 for a float64 module, else float32."""
-        return torch.float64 if self.embedding.hidden.weight.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.embedding.dtype == torch.float64 else torch.float32
 
     def _check(self, features: Tensor, labels: Tensor, logits: Tensor | None) -> None:
         if features.dim() != 4 or features.shape[1] != self.in_channels or not features.is_floating_point():

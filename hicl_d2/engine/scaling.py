@@ -10,14 +10,20 @@ from hicl_d2.errors import InputError
 logger = logging.getLogger(__name__)
 
 WAYS = ("rule", "accumulate")
-SCALED = ("IMS_PER_BATCH", "ACCUMULATE", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")
+SCALED = (
+    *(f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "ACCUMULATE", "BASE_LR", "MAX_ITER", "WARMUP_ITERS")),
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "MODEL.HICL.WARMUP_ITERS",
+)
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     """Return ``cfg`` for ``processes``, made from SOLVER.REFERENCE_WORLD_SIZE of them (0: as it is), and say what changed.
 
-    With SOLVER.SCALE_BY "rule", Detectron2's linear rule: batch and learning rate follow the number of processes, iterations
-    and periods go against it. With "accumulate", fewer processes work through the same batch in parts, and all else stays.
+    With SOLVER.SCALE_BY "rule", Detectron2's linear rule: batch and learning rate follow the number of processes,
+    iterations and periods go against it, the ramp of the branch among them. With "accumulate", fewer processes work
+    through the same batch in parts, and all else stays.
     Raises InputError for a batch or a reference that cannot be divided so.
     """
     solver, reference = cfg.SOLVER, cfg.SOLVER.REFERENCE_WORLD_SIZE
@@ -33,15 +39,31 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     if way == "accumulate" and processes < reference:
         scaled = _accumulated(cfg, processes)
     else:
-        scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
-    changes = [
-        f"{key} {solver[key]} -> {scaled.SOLVER[key]}" for key in SCALED if solver[key] != scaled.SOLVER[key]
-    ]
-    if cfg.TEST.EVAL_PERIOD != scaled.TEST.EVAL_PERIOD:
-        changes.append(f"EVAL_PERIOD {cfg.TEST.EVAL_PERIOD} -> {scaled.TEST.EVAL_PERIOD}")
+        scaled = _by_rule(cfg, processes)
+    values = [(key, _value(cfg, key), _value(scaled, key)) for key in SCALED]
+    changes = [f"{key.partition('.')[2]} {old} -> {new}" for key, old, new in values if old != new]
     said = f"scaled from {reference} processes to {processes} (SOLVER.SCALE_BY {way}): {', '.join(changes)}"
     console.say(said)
     logger.info(said)
+    return scaled
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _by_rule(cfg: CfgNode, processes: int) -> CfgNode:
+    """Apply Detectron2's rule, and to the ramp of the branch what it does to the other iterations."""
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    frozen = scaled.is_frozen()
+    scaled.defrost()
+    scaled.MODEL.HICL.WARMUP_ITERS = round(
+        cfg.MODEL.HICL.WARMUP_ITERS * cfg.SOLVER.REFERENCE_WORLD_SIZE / processes
+    )
+    if frozen:
+        scaled.freeze()
     return scaled
 
 

@@ -274,7 +274,19 @@ def test_what_does_not_fit_in_the_newer_keys_is_said_in_one_line(bench, changes,
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "count"), [("smoke", 2), ("camvid", 42), ("paper", 630), ("ablation", 220)])
+COUNTS = {
+    "smoke": 2,
+    "parts": 20,
+    "parts_forms": 33,
+    "camvid": 42,
+    "camvid_cpu": 42,
+    "camvid_cpu_ablation": 27,
+    "paper": 630,
+    "ablation": 230,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_the_matrices_span_their_cells(name, count):
     matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{name}.yaml")
     assert len(matrix.cells) == count

@@ -408,3 +408,17 @@ def test_the_smoke_matrix_compares_the_baseline_with_its_hicl_twin():
         assert [cell.method for cell in matrix.cells] == ["baseline", "hicl"]
         assert matrix.baseline == {"method": "baseline"}
         assert len({str(cell.resolved["DATASETS.TRAIN"]) for cell in matrix.cells}) == 1
+
+
+@pytest.mark.slow
+def test_a_watched_status_follows_a_run_to_its_end(bench):
+    bench.matrix(overrides={"STUB.STEP_SECONDS": 2})
+    run = subprocess.Popen(bench.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(bench.output.glob("cells/*/metrics.json")))
+    watched = bench.run("--watch", verb="status")
+    assert watched.returncode == 0
+    looks = [line for line in watched.stdout.splitlines() if line.startswith("test: 4 cells")]
+    assert "1 running" in looks[0]
+    assert looks[-1] == "test: 4 cells, 4 done"
+    assert "\033" not in watched.stdout  # not a terminal: no colours, no moving
+    assert run.wait(timeout=30) == 0

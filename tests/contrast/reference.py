@@ -151,12 +151,13 @@ def mean_feature(features: Tensor, window: Window) -> Tensor:
 
 def embed(head: nn.Module, row: Tensor) -> Tensor:
     """Embed one feature row by the formulas of its layers."""
-    hidden = head.hidden.weight @ row + head.hidden.bias
-    mean = hidden.sum() / len(hidden)
-    variance = ((hidden - mean) ** 2).sum() / len(hidden)
-    normed = (hidden - mean) / torch.sqrt(variance + head.norm.eps) * head.norm.weight + head.norm.bias
-    active = 0.5 * normed * (1 + torch.erf(normed / math.sqrt(2)))
-    out = head.output.weight @ active + head.output.bias
+    for linear, norm in zip(head.hidden, head.norms, strict=True):
+        hidden = linear.weight @ row + linear.bias
+        mean = hidden.sum() / len(hidden)
+        variance = ((hidden - mean) ** 2).sum() / len(hidden)
+        normed = (hidden - mean) / torch.sqrt(variance + 1e-5) * norm.weight + norm.bias
+        row = 0.5 * normed * (1 + torch.erf(normed / math.sqrt(2)))
+    out = head.output.weight @ row + head.output.bias
     return out / torch.sqrt((out**2).sum())
 
 

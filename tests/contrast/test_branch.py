@@ -183,6 +183,7 @@ MOVES: dict[str, tuple[Any, Any]] = {
     "temperature": (0.2, 0.1),
     "dim": (6, 8),
     "hidden_dim": (7, 9),
+    "embedding_layers": (2, 3),
     "bank_size": (0, 4),
     "bank_start": (0, 2),
 }
@@ -220,7 +221,7 @@ def test_gather_without_other_processes_changes_nothing() -> None:
 
 def test_in_channels_and_num_classes_are_those_of_the_input() -> None:
     branch = make_branch(channels=5, num_classes=4)
-    assert branch.embedding.hidden.in_features == 5
+    assert branch.embedding.in_channels == 5
     with pytest.raises(ValueError, match=r"\(B, 5, h, w\)"):
         branch(*make_batch(channels=6))
 
@@ -315,9 +316,9 @@ def test_analytic_value() -> None:
     """Two classes with opposite embeddings: every pair costs log(1 + n exp(-2 / T))."""
     branch = make_branch(windows=(1,), temperature=1.0, dim=2, hidden_dim=2, channels=1, num_classes=2)
     with torch.no_grad():
-        branch.embedding.hidden.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        branch.embedding.hidden[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
         branch.embedding.output.weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
-        for part in (branch.embedding.hidden, branch.embedding.output):
+        for part in (branch.embedding.hidden[0], branch.embedding.output):
             part.bias.zero_()
     labels = torch.tensor([[[0, 0, 0], [1, 1, 1]]])
     features = (1.0 - 2.0 * labels[:, None]).double()

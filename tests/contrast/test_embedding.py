@@ -8,26 +8,27 @@ from hicl_d2.contrast.embedding import EmbeddingHead
 from tests.contrast.reference import embed
 
 
-def make_head() -> EmbeddingHead:
+def make_head(layers: int = 2) -> EmbeddingHead:
     torch.manual_seed(0)
-    head = EmbeddingHead(5, hidden_dim=7, dim=4).double()
+    head = EmbeddingHead(5, hidden_dim=7, dim=4, layers=layers).double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head
 
 
-def test_equals_its_layers_one_row_at_a_time() -> None:
-    head, rows = make_head(), torch.randn(9, 5, dtype=torch.float64)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_equals_its_layers_one_row_at_a_time(layers: int) -> None:
+    head, rows = make_head(layers), torch.randn(9, 5, dtype=torch.float64)
     expected = torch.stack([embed(head, row) for row in rows])
     torch.testing.assert_close(head(rows), expected)
     torch.testing.assert_close(head.embed_plainly(rows), expected)
     torch.testing.assert_close(head(rows).norm(dim=1), torch.ones(9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("block", [2, 100])
-def test_gradcheck(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("layers", "block"), [(2, 2), (1, 100), (2, 100), (3, 2)])
+def test_gradcheck(layers: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "_ROWS", block)
-    head, rows = make_head(), torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    head, rows = make_head(layers), torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in head.named_parameters()]
 
     def run(rows: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
@@ -65,3 +66,13 @@ def test_rows_without_gradient_leave_the_parameters_theirs() -> None:
     wanted = torch.autograd.grad((head.embed_plainly(rows) * weight).sum(), list(head.parameters()))
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_head_for_other_channels_is_like_this_one() -> None:
+    other = make_head(3).for_channels(9)
+    assert [tuple(p.shape) for p in other.parameters() if p.dim() == 2] == [(7, 9), (7, 7), (4, 7)]
+
+
+def test_no_layer_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1 layer, not 0"):
+        make_head(0)

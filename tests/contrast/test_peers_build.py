@@ -48,7 +48,7 @@ def test_settings_include_those_of_the_bases_that_keywords_are_handed_to() -> No
     own, inherited, shared = {"bank_size", "remembered"}, {"anchors", "semi_hard"}, {"dim", "temperature"}
     assert own | inherited | shared <= settings_of(PixelMemoryContrast)
     assert "windows" not in settings_of(PixelMemoryContrast)
-    assert settings_of(Contrast) == {"ignore_value", "temperature", "dim", "hidden_dim"}
+    assert settings_of(Contrast) == {"ignore_value", "temperature", "dim", "hidden_dim", "embedding_layers"}
 
 
 def loop_distance(regions: list[list[int]], reach: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ def make_cfg(way="rule", reference=8):
     cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.SCALE_BY = reference, way
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 16, 0.08, 1000
     cfg.TEST.EVAL_PERIOD = 100
+    cfg.MODEL.HICL.WARMUP_ITERS = 50
     cfg.freeze()
     return cfg
 
@@ -24,6 +25,7 @@ def test_the_rule_keeps_images_and_rate_per_image(processes, capsys):
     assert pytest.approx(0.01 * processes) == scaled.SOLVER.BASE_LR
     assert scaled.SOLVER.MAX_ITER * scaled.SOLVER.IMS_PER_BATCH == 16000
     assert scaled.TEST.EVAL_PERIOD * processes == 800
+    assert scaled.MODEL.HICL.WARMUP_ITERS * processes == 400
     said = capsys.readouterr().err
     assert f"scaled from 8 processes to {processes}" in said
     assert f"IMS_PER_BATCH 16 -> {2 * processes}" in said

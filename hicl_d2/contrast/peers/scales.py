@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.contrast.anchors import wrongly_predicted
-from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.frame import Contrast, ContrastOutput, zero_with_graph
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.peers.rows import at_middle, nearest_classes
@@ -58,8 +57,7 @@ class ScaledContrast(Contrast):
         if not scales or list(scales) != sorted(set(scales)) or scales[0] < 1:
             raise ValueError(f"scales must be ascending whole numbers from 1 on, not {tuple(scales)}")
         self.scales = tuple(scales)
-        hidden_dim = self.embedding.hidden.out_features
-        self.coarser_embeddings = nn.ModuleList(EmbeddingHead(c, hidden_dim, self.dim) for c in channels[1:])
+        self.coarser_embeddings = nn.ModuleList(map(self.embedding.for_channels, channels[1:]))
 
     def forward(
         self,
@@ -124,7 +122,7 @@ class ScaledContrast(Contrast):
         return Scale(features.to(self.compute_dtype), classes, wrong)
 
     def _check_maps(self, features: Sequence[Tensor], labels: Tensor, logits: Tensor | None) -> None:
-        channels = [self.in_channels, *(head.hidden.in_features for head in self.coarser_embeddings)]  # type: ignore[union-attr]
+        channels = [self.in_channels, *(head.in_channels for head in self.coarser_embeddings)]
         if [feature.shape[1] for feature in features if feature.dim() == 4] != channels:
             shapes = ", ".join(str(tuple(feature.shape)) for feature in features)
             raise ValueError(
