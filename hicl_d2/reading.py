@@ -123,10 +123,10 @@ def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: 
         )
 
 
-def check_sizes(image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+def check_sizes(image: Image.Image, labels: np.ndarray, record: dict[str, Any]) -> None:
     """Raise InputError with both sizes if the image and the label map of a record differ in size."""
-    if image.shape[:2] != labels.shape[:2]:
-        sizes = [f"{array.shape[0]} x {array.shape[1]}" for array in (image, labels)]
+    if (image.height, image.width) != labels.shape:
+        sizes = f"{image.height} x {image.width}", f"{labels.shape[0]} x {labels.shape[1]}"
         raise InputError(
             f"{record['file_name']} is {sizes[0]}, but its label map {record['sem_seg_file_name']} is "
             f"{sizes[1]}; height and width must agree"

@@ -101,15 +101,14 @@ class SemanticMapper:
         A record without ``height`` and ``width`` is given those of its image.
         """
         image = open_image(record["file_name"])
-        size = Picture(image, self.image_format)
         try:
-            detection_utils.check_image_size(record, size)
+            detection_utils.check_image_size(record, Picture(image, self.image_format))
         except detection_utils.SizeMismatchError as error:
             raise InputError(str(error)) from None
         if "sem_seg_file_name" not in record:
             return image, None
         labels = read_labels(record["sem_seg_file_name"])
-        check_sizes(size, labels, record)
+        check_sizes(image, labels, record)
         check_labels(labels, self.num_classes, self.ignore_value, record["sem_seg_file_name"])
         if labels.dtype != np.uint8:
             # Transforms know 8-bit images and floating point; float32 holds every class number exactly.

@@ -92,15 +92,14 @@ class Picture:
         """Return this picture resized to ``size`` (height, width)."""
         return Picture(self._part(slice(None), slice(None)), self._image_format, size, resample)
 
-    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        """Return an array (h, w, 3) that keeps each channel in one piece, as models take it."""
-        channels = self._part(*index).split()
-        if self._image_format == "BGR":
-            channels = channels[::-1]
-        return np.stack([np.asarray(channel) for channel in channels]).transpose(1, 2, 0)
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return what the whole array has there; of (rows, columns) no more is made."""
+        if isinstance(index, tuple) and len(index) == 2 and all(map(_is_range, index)):
+            return self._array(self._part(*index))
+        return np.asarray(self)[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:, :].astype(dtype or self.dtype, copy=False)
+        return self._array(self._part(slice(None), slice(None))).astype(dtype or self.dtype, copy=False)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the array has of that name: its mean, say."""
@@ -112,6 +111,17 @@ class Picture:
         height, width, _ = self.shape
         kept = range(height)[rows], range(width)[columns]
         return resize_part(self._source, (height, width), self._resample, *kept)
+
+    def _array(self, image: Image.Image) -> np.ndarray:
+        """Return (h, w, 3) that keeps each channel in one piece, as models take it."""
+        channels = image.split()
+        if self._image_format == "BGR":
+            channels = channels[::-1]
+        return np.stack([np.asarray(channel) for channel in channels]).transpose(1, 2, 0)
+
+
+def _is_range(index: Any) -> bool:
+    return isinstance(index, slice) and index.step in (None, 1)
 
 
 class PictureInput:
