@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
 from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes
+from speed.targets import verdict
 
 from hicl_d2.contrast import CONTRASTS
 
@@ -195,7 +196,7 @@ def judge(plan: Plan, report: Report) -> list[str]:
     def ask(what: str, measured: float, limit: float, at_most: bool = True) -> None:
         met = measured <= limit if at_most else measured >= limit
         wanted = f"at {'most' if at_most else 'least'} {limit:g} x"
-        lines.append(f"target: {what} {wanted}; measured {measured:.2f} x; {'met' if met else 'missed'}")
+        lines.append(verdict(what, wanted, f"{measured:.2f} x", met))
 
     for row in (FUSED_LAST, FUSED):
         ask(f"{row} to the floor at {small}", report.find(METHODS, small, row, "to_floor"), 1.25)

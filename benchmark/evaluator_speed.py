@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from speed.meter import measure, median_ratio
+from speed.targets import verdict
 
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -118,10 +119,10 @@ def compare(folder: Path, case: tuple[int, int, int], rounds: int) -> list[str]:
         _show(f"| {label} | {np.median(times[label]):.1f} | {ratio:.2f} | {bytes_per_image:,.0f} |\n")
     speedup = median_ratio(times["peer"], times["ours"])
     grows = growth(found["ours"], inputs, outputs)
+    least = f"at least {LEAST_SPEEDUP:g} x as fast as the peer"
     return [
-        f"target: {title}: at least {LEAST_SPEEDUP:g} x as fast as the peer; measured {speedup:.2f} x; "
-        f"{'met' if speedup >= LEAST_SPEEDUP else 'missed'}",
-        f"target: {title}: no memory per image; measured {grows:,.0f} bytes; {'met' if grows == 0 else 'missed'}",
+        verdict(title, least, f"{speedup:.2f} x", speedup >= LEAST_SPEEDUP),
+        verdict(title, "no memory per image", f"{grows:,.0f} bytes", grows == 0),
     ]
 
 

@@ -73,8 +73,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
 def _add_data_keys(cfg: CfgNode) -> None:
     # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists.
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
-    # Whether each worker keeps the training images that it has decoded in memory (1 byte a channel and pixel); for data
-    # sets that fit NUM_WORKERS times.
+    # Whether each worker keeps the training images that it has decoded in memory (5 bytes a pixel, the label map among
+    # them); for data sets that fit NUM_WORKERS times.
     cfg.DATALOADER.KEEP_DECODED = False
 
 

@@ -25,6 +25,8 @@ from hicl_d2.errors import InputError, one_line
 DOWNLOAD = "HICL_DOWNLOAD"
 # Addresses that stand for Detectron2's own model zoo, which Detectron2 (or the built-in runtime) fetches over https.
 ZOO = ("detectron2", "catalog")
+# The attribute by which a zip archive's list of records marks a folder.
+_FOLDER = 0x10
 
 
 class DamagedError(InputError):
@@ -87,10 +89,14 @@ def check_whole(file: str | Path) -> None:
             return
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
+            # torch takes such a record for a folder and leaves its tensor as the memory was.
+            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
     except Exception as error:  # a damaged archive raises anything at all
         raise _damaged(file, error) from None
     if wrong is not None:
         raise _damaged(file, ValueError(f"the checksum of {wrong} does not fit"))
+    if folders:
+        raise _damaged(file, ValueError(f"{folders[0]} is marked as a folder"))
 
 
 def read_torch(file: str) -> Any:

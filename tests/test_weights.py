@@ -161,3 +161,27 @@ def test_no_shell_and_no_reader_that_runs_code() -> None:
             assert "shell" not in options, place
             if ast.unparse(call.func) == "torch.load":
                 assert ast.unparse(options["weights_only"]) == "True", place
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
+    """Every bit of a small file, the archive's own tables among them: named, or without effect."""
+    file = tmp_path / "model.pth"
+    weight, bias = torch.arange(6.0).reshape(3, 2), torch.linspace(-1, 1, 8)
+    torch.save({"weight": weight, "bias": bias, "iteration": 29}, file)
+    content = file.read_bytes()
+    named = 0
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            check_whole(file)
+            found = read_torch(str(file))
+        except InputError:
+            named += 1
+            continue
+        assert found.keys() == {"weight", "bias", "iteration"}, bit
+        assert found["iteration"] == 29, bit
+        assert torch.equal(found["weight"], weight), bit
+        assert torch.equal(found["bias"], bias), bit
+    assert named > 8 * (weight.nbytes + bias.nbytes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("panoptic_deeplab_mapper",)
+__all__ = ("panoptic_deeplab_mapper", "point_rend_colours")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -20,6 +20,13 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     if not USES_DETECTRON2:
         raise ImportError(f"Panoptic-DeepLab's instance half: this needs Detectron2 ({INSTALL_GUIDE})")
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
+
+
+def point_rend_colours() -> Any:
+    """Return Detectron2's ColorAugSSDTransform, to compare with; None without Detectron2 or OpenCV."""
+    if not USES_DETECTRON2 or importlib.util.find_spec("cv2") is None:
+        return None
+    return importlib.import_module("detectron2.projects.point_rend").ColorAugSSDTransform
 
 
 @contextmanager

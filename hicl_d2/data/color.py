@@ -1,4 +1,8 @@
-"""Colour augmentation of SSD, without OpenCV and with OpenCV's figures."""
+"""Colour augmentation of SSD, without OpenCV and with OpenCV's figures.
+
+They are those of its vector code. What is left over at the end of a row, fewer than 32 pixels, OpenCV rounds otherwise: there
+a channel can differ by one.
+"""
 
 import random
 
@@ -6,54 +10,62 @@ import numpy as np
 
 from hicl_d2.d2.transforms import Transform
 
-# OpenCV's conversion of 8-bit images to hue (0 to 179), saturation and value: quotients from tables in fixed
-# point.
+# OpenCV's conversion of 8-bit images to hue (0 to 179), saturation and value: quotients in fixed point.
 FIXED_POINT = 12
 HALF = 1 << (FIXED_POINT - 1)
-_divisors = np.maximum(np.arange(256), 1)
-SATURATION_STEPS = np.rint((255 << FIXED_POINT) / _divisors).astype(np.int32)
-HUE_STEPS = np.rint((180 << FIXED_POINT) / (6.0 * _divisors)).astype(np.int32)
+SATURATION_STEPS = np.float32(255 << FIXED_POINT)
+HUE_STEPS = np.float32((180 << FIXED_POINT) / 6)
 
-# And back: a channel is value x (1 - saturation x gap), where its gap depends on the hue alone, from 0 where
-# the channel is the largest to 1 where it is the smallest. The gaps of blue, green and red, for every hue:
-_sextants = np.arange(180, dtype=np.float32) * np.float32(6 / 180)
-_rise = (_sextants - np.floor(_sextants)).astype(np.float64)
-_falls = (np.float32(1) - _rise.astype(np.float32)).astype(np.float64)
-_zero, _one = np.zeros(180), np.ones(180)
-_GAPS_BY_SEXTANT = {
-    "blue": (_one, _one, _falls, _zero, _zero, _rise),
-    "green": (_falls, _zero, _zero, _rise, _one, _one),
-    "red": (_zero, _rise, _one, _one, _falls, _zero),
-}
-GAPS = np.stack([np.choose(np.floor(_sextants).astype(int), gaps) for gaps in _GAPS_BY_SEXTANT.values()])
-SHARES = np.arange(256, dtype=np.float32) * np.float32(1 / 255)
+# And back: a channel is value x (1 - saturation x gap). Its gap depends on the hue alone: 0 where the channel is the
+# largest, 1 where it is the smallest, and in between it falls to 0 at the first and rises from 0 at the second of these
+# sixths of the circle. Blue's arc lies around 4, green's around 2; red's goes through 0, so that it is the other way round.
+BLUE, GREEN, RED = (3, 5), (1, 3), (5, 1)
+
+# Pixels that are converted at a time: what lies in between stays in the processor's cache.
+STRIP = 1 << 15
 
 
-def bgr_to_hsv(image: np.ndarray) -> np.ndarray:
-    """Convert an image (H, W, 3), uint8, from BGR to hue (0 to 179), saturation and value (0 to 255)."""
-    blue, green, red = (image[:, :, channel].astype(np.int16) for channel in range(3))
+def bgr_to_hsv(planes: np.ndarray) -> np.ndarray:
+    """Convert channels (3, ...), uint8, from BGR to hue (0 to 179), saturation and value (0 to 255)."""
+    blue, green, red = planes
     value = np.maximum(np.maximum(blue, green), red)
     spread = value - np.minimum(np.minimum(blue, green), red)
-    hue = np.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
-    hue = np.where(value == red, green - blue, hue)
-    hue = (hue * HUE_STEPS.take(spread) + HALF) >> FIXED_POINT
-    converted = np.empty(image.shape, dtype=np.uint8)
-    converted[:, :, 0] = hue + 180 * (hue < 0)
-    converted[:, :, 1] = (spread * SATURATION_STEPS.take(value) + HALF) >> FIXED_POINT
-    converted[:, :, 2] = value
+    b, g, r, width = (channel.astype(np.int16) for channel in (blue, green, red, spread))
+    turn = np.where(value == green, b - r + 2 * width, r - g + 4 * width)
+    hue = np.where(value == red, g - b, turn).astype(np.int32)
+    hue = _divide(hue, HUE_STEPS, spread)
+    hue += (hue >> 31) & 180
+    converted = np.empty(planes.shape, dtype=np.uint8)
+    converted[0] = hue
+    converted[1] = _divide(spread.astype(np.int32), SATURATION_STEPS, value)
+    converted[2] = value
     return converted
 
 
-def hsv_to_bgr(image: np.ndarray) -> np.ndarray:
-    """Convert an image (H, W, 3), uint8, from hue (0 to 179), saturation and value to BGR."""
-    hue = image[:, :, 0].astype(np.intp)
-    saturation = SHARES.astype(np.float64).take(image[:, :, 1])
-    value = SHARES.take(image[:, :, 2])
-    converted = np.empty(image.shape, dtype=np.uint8)
-    for channel, gaps in enumerate(GAPS):
+def _divide(numbers: np.ndarray, steps: np.float32, divisors: np.ndarray) -> np.ndarray:
+    numbers = numbers * np.rint(steps / np.maximum(divisors, 1).astype(np.float32)).astype(np.int32)
+    numbers += HALF
+    numbers >>= FIXED_POINT
+    return numbers
+
+
+def hsv_to_bgr(planes: np.ndarray) -> np.ndarray:
+    """Convert channels (3, ...), uint8, from hue (0 to 179), saturation and value to BGR."""
+    hue, saturation, value = (channel.astype(np.float32) for channel in planes)
+    hue *= np.float32(6 / 180)
+    saturation *= np.float32(1 / 255)
+    value *= np.float32(1 / 255)
+    exact = saturation.astype(np.float64)
+    converted = np.empty(planes.shape, dtype=np.uint8)
+    for channel, (zero, one) in zip(converted, (BLUE, GREEN, RED), strict=True):
+        meet = np.maximum if zero < one else np.minimum
+        gap = meet(np.float32(zero) - hue, hue - np.float32(one))
+        np.clip(gap, 0, 1, out=gap)
         # One rounding for product and difference together, as in a fused multiply-add; then OpenCV cuts off.
-        rest = (1 - saturation * gaps.take(hue)).astype(np.float32)
-        converted[:, :, channel] = value * rest * np.float32(255)
+        rest = (1 - exact * gap).astype(np.float32)
+        rest *= value
+        rest *= np.float32(255)
+        channel[...] = rest
     return converted
 
 
@@ -86,16 +98,18 @@ class ColorAugSSDTransform(Transform):
         self.hue_delta = hue_delta
 
     def apply_image(self, img: np.ndarray, interp: object = None) -> np.ndarray:
-        """Return the changed image (H, W, 3), uint8."""
-        img = img[:, :, ::-1] if self.is_rgb else img
-        img = self.brightness(img)
+        """Return the changed image (H, W, 3), uint8, each channel in one piece."""
+        planes = img.transpose(2, 0, 1)
+        planes = self._change(np.ascontiguousarray(planes[::-1] if self.is_rgb else planes))
+        return (planes[::-1] if self.is_rgb else planes).transpose(1, 2, 0)
+
+    def _change(self, planes: np.ndarray) -> np.ndarray:
+        planes = self.brightness(planes)
         contrast_first = random.randrange(2)
         if contrast_first:
-            img = self.contrast(img)
-        img = self.hue(self.saturation(img))
-        if not contrast_first:
-            img = self.contrast(img)
-        return img[:, :, ::-1] if self.is_rgb else img
+            planes = self.contrast(planes)
+        planes = self.hue(self.saturation(planes))
+        return planes if contrast_first else self.contrast(planes)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Return ``coords`` unchanged."""
@@ -105,35 +119,52 @@ class ColorAugSSDTransform(Transform):
         """Return ``segmentation`` unchanged."""
         return segmentation
 
-    def brightness(self, img: np.ndarray) -> np.ndarray:
-        """Half of the time add one number to all channels."""
+    def brightness(self, planes: np.ndarray) -> np.ndarray:
+        """Half of the time add one number to all channels (3, H, W)."""
         if random.randrange(2):
-            return _convert(img, beta=random.uniform(-self.brightness_delta, self.brightness_delta))
-        return img
+            return _look_up(
+                planes, _scaled(beta=random.uniform(-self.brightness_delta, self.brightness_delta))
+            )
+        return planes
 
-    def contrast(self, img: np.ndarray) -> np.ndarray:
-        """Half of the time multiply all channels by one factor."""
+    def contrast(self, planes: np.ndarray) -> np.ndarray:
+        """Half of the time multiply all channels (3, H, W) by one factor."""
         if random.randrange(2):
-            return _convert(img, alpha=random.uniform(self.contrast_low, self.contrast_high))
-        return img
+            return _look_up(planes, _scaled(alpha=random.uniform(self.contrast_low, self.contrast_high)))
+        return planes
 
-    def saturation(self, img: np.ndarray) -> np.ndarray:
-        """Half of the time multiply the saturation by one factor."""
+    def saturation(self, planes: np.ndarray) -> np.ndarray:
+        """Half of the time multiply the saturation of BGR channels (3, H, W) by one factor."""
         if random.randrange(2):
-            hsv = bgr_to_hsv(img)
             factor = random.uniform(self.saturation_low, self.saturation_high)
-            hsv[:, :, 1] = _convert(hsv[:, :, 1], alpha=factor)
-            return hsv_to_bgr(hsv)
-        return img
+            return _change_hsv(planes, 1, _scaled(alpha=factor))
+        return planes
 
-    def hue(self, img: np.ndarray) -> np.ndarray:
-        """Half of the time turn the hue by a whole number of steps of two degrees."""
+    def hue(self, planes: np.ndarray) -> np.ndarray:
+        """Half of the time turn the hue of BGR channels (3, H, W) by a whole number of steps of two degrees."""
         if random.randrange(2):
-            hsv = bgr_to_hsv(img)
-            hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + random.randint(-self.hue_delta, self.hue_delta)) % 180
-            return hsv_to_bgr(hsv)
-        return img
+            turned = (np.arange(256) + random.randint(-self.hue_delta, self.hue_delta)) % 180
+            return _change_hsv(planes, 0, turned.astype(np.uint8))
+        return planes
 
 
-def _convert(img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
-    return np.clip(img.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+def _scaled(alpha: float = 1, beta: float = 0) -> np.ndarray:
+    """Return what becomes of the values 0 to 255."""
+    return np.clip(np.arange(256, dtype=np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+
+
+def _look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return ``table[values]``, uint8, several times as fast."""
+    return np.frombuffer(bytearray(values).translate(table.tobytes()), dtype=np.uint8).reshape(values.shape)
+
+
+def _change_hsv(planes: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Put BGR ``planes`` through ``table`` in one channel of hue, saturation and value."""
+    flat = planes.reshape(3, -1)
+    changed = np.empty_like(flat)
+    for start in range(0, flat.shape[1], STRIP):
+        strip = slice(start, start + STRIP)
+        hsv = bgr_to_hsv(flat[:, strip])
+        hsv[channel] = _look_up(hsv[channel], table)
+        changed[:, strip] = hsv_to_bgr(hsv)
+    return changed.reshape(planes.shape)

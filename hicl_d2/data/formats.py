@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hicl_d2.data.reading import UNREADABLE
 from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.reading import UNREADABLE
 
 Colour = tuple[int, int, int]
 KINDS = ("index", "colour", "coco")

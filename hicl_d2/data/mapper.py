@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
 from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
-from hicl_d2.data.reading import check_labels, check_sizes, read_image, read_labels
+from hicl_d2.data.picture import Picture, PictureInput
 from hicl_d2.errors import InputError
+from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 
 # What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.
 PAD_VALUE = 128
@@ -48,7 +50,7 @@ class SemanticMapper:
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.pad_to = pad_to
-        self._decoded: dict[str, tuple[np.ndarray, np.ndarray | None]] | None = {} if keep_decoded else None
+        self._decoded: dict[str, tuple[Image.Image, np.ndarray | None]] | None = {} if keep_decoded else None
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
@@ -71,17 +73,17 @@ class SemanticMapper:
         """Return the mapped copy of one record."""
         record = dict(record)
         image, labels = self.read(record)
-        inputs = T.AugInput(image, sem_seg=labels)
+        inputs = PictureInput(Picture(image, self.image_format), labels)
         self.augmentations(inputs)
-        image, labels = self._pad(inputs.image, PAD_VALUE), inputs.sem_seg
+        planes, labels = np.asarray(inputs.image).transpose(2, 0, 1), inputs.sem_seg
 
         mapped = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
-        mapped["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        mapped["image"] = torch.as_tensor(np.ascontiguousarray(self._pad(planes, PAD_VALUE)))
         if labels is not None:
             mapped["sem_seg"] = torch.as_tensor(self._pad(labels, self.ignore_value).astype(np.int64))
         return mapped
 
-    def read(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray | None]:
         """Return what :meth:`decode` does, from memory where decoded files are kept and it has been asked before."""
         if self._decoded is None:
             return self.decode(record)
@@ -89,18 +91,18 @@ class SemanticMapper:
         if name not in self._decoded:
             self._decoded[name] = self.decode(record)
         image, labels = self._decoded[name]
-        record.setdefault("height", image.shape[0])
-        record.setdefault("width", image.shape[1])
+        record.setdefault("height", image.height)
+        record.setdefault("width", image.width)
         return image, labels
 
-    def decode(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return image (H, W, 3), uint8, and label map (H, W), if the record has one, after checking both.
+    def decode(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray | None]:
+        """Return the image in RGB, and label map (H, W), if the record has one, after checking both.
 
         A record without ``height`` and ``width`` is given those of its image.
         """
-        image = read_image(record["file_name"], self.image_format)
+        image = open_image(record["file_name"])
         try:
-            detection_utils.check_image_size(record, image)
+            detection_utils.check_image_size(record, Picture(image, self.image_format))
         except detection_utils.SizeMismatchError as error:
             raise InputError(str(error)) from None
         if "sem_seg_file_name" not in record:
@@ -114,12 +116,13 @@ class SemanticMapper:
         return image, labels
 
     def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
+        """Pad the last two axes, height and width."""
         if self.pad_to is None:
             return array
-        missing = [max(wanted - size, 0) for wanted, size in zip(self.pad_to, array.shape, strict=False)]
+        missing = [max(wanted - size, 0) for wanted, size in zip(self.pad_to, array.shape[-2:], strict=True)]
         if not any(missing):
             return array
-        widths = [(0, count) for count in missing] + [(0, 0)] * (array.ndim - 2)
+        widths = [(0, 0)] * (array.ndim - 2) + [(0, count) for count in missing]
         return np.pad(array, widths, constant_values=value)
 
 

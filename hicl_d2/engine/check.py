@@ -13,11 +13,11 @@ from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
 from hicl_d2.data.preflight import check_inputs
-from hicl_d2.data.reading import read_image, read_labels
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.files import check_writable, write_json
 from hicl_d2.engine.logs import run_log
 from hicl_d2.errors import InputError
+from hicl_d2.reading import read_image, read_labels
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.contact import contact_sheet
 from hicl_d2.visualization.pictures import evenly_spaced

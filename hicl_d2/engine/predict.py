@@ -20,7 +20,6 @@ from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import check_inputs
-from hicl_d2.data.reading import read_image
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.console import console, counter
 from hicl_d2.engine.files import check_writable
@@ -29,6 +28,7 @@ from hicl_d2.engine.setup import resolve_device
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.errors import InputError, one_line
 from hicl_d2.evaluation import for_testing, predicted_classes
+from hicl_d2.reading import read_image
 from hicl_d2.visualization.colours import Colour, overlay, palette
 from hicl_d2.visualization.legend import draw_legend
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hicl_d2.d2.config import CfgNode
@@ -22,6 +21,7 @@ from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
 from hicl_d2.evaluation.objects import ObjectSizeCounts
 from hicl_d2.evaluation.prediction import predicted_classes
 from hicl_d2.evaluation.submission import SubmissionWriter, score_cityscapes
+from hicl_d2.reading import read_labels
 from hicl_d2.visualization.confusion import draw_confusion
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,9 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                 self._count(path, prediction)
 
     def _count(self, path: str, prediction: Tensor) -> None:
-        truth = read_label_map(path)
+        labels = read_labels(path)
+        # A copy: what Pillow gives may not be written to, which torch warns of. It has no arithmetic of 16 bits.
+        truth = torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int64))
         if truth.shape != prediction.shape:
             height, width = prediction.shape
             raise InputError(
@@ -138,9 +140,9 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if self.measures:
-            arrays = prediction.cpu().numpy(), truth.numpy()
+            classes = prediction.cpu().numpy()
             for measure in self.measures:
-                measure.update(*arrays)
+                measure.update(classes, truth.numpy())
 
     def _truth_file(self, record: dict[str, Any]) -> str | None:
         """Return the label file of a record; None where there is none and none is needed."""
@@ -227,23 +229,6 @@ def build_evaluator(
         submission=cfg.TEST.SUBMISSION,
         official=cfg.TEST.CITYSCAPES_SCORER,
     )
-
-
-def read_label_map(path: str | Path) -> Tensor:
-    """Return the label map of an image file, (H, W), uint8 or, for more than 8 bits, int64.
-
-    Raises InputError for a file that is missing, broken, or has more than one channel.
-    """
-    try:
-        with Image.open(path) as image:
-            labels = np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: the label map cannot be read ({error})") from None
-    if labels.ndim != 2:
-        raise InputError(
-            f"{path}: a label map has one channel with a class per pixel, this one has {labels.shape[2]}"
-        )
-    return torch.from_numpy(labels if labels.dtype == np.uint8 else labels.astype(np.int64))
 
 
 def _per_class(metric: str, names: Sequence[str], scores: Tensor) -> dict[str, float]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.data import detection_utils
 from hicl_d2.errors import InputError
+from hicl_d2.reading import read_image
 
 # Windows that go through the model together.
 WINDOWS_AT_ONCE = 4
@@ -155,7 +155,7 @@ class MultiScale(_Around):
 
     def scores(self, record: dict[str, Any]) -> Tensor:
         """Return the scores (K, height, width) of one record, averaged over sizes and flips."""
-        image = detection_utils.read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format)
         size = {
             "height": record.get("height", image.shape[0]),
             "width": record.get("width", image.shape[1]),

@@ -76,12 +76,12 @@ def test_a_step_repeats_itself_and_leaves_nothing_behind(layout):
     batch = make_batch(TINY, CPU)
     step = make_step(contrast, batch, layout)
     seen = []
-    contrast.embedding.hidden.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    contrast.embedding.hidden[0].weight.register_hook(lambda gradient: seen.append(gradient.clone()))
     step()
     step()
     assert torch.equal(*seen)
     assert seen[0].abs().sum() > 0
-    assert contrast.embedding.hidden.weight.grad is None
+    assert contrast.embedding.hidden[0].weight.grad is None
     assert (contrast.bank.written == 2).all()
 
 

@@ -61,7 +61,9 @@ def test_every_colour_is_converted_as_by_opencv() -> None:
     for first in range(0, 256, 16):
         block = np.stack(np.meshgrid(levels[first : first + 16], levels, levels, indexing="ij"), axis=-1)
         block = block.reshape(4096, 256, 3)
-        np.testing.assert_array_equal(bgr_to_hsv(block), cv2.cvtColor(block, cv2.COLOR_BGR2HSV))
+        planes = bgr_to_hsv(block.transpose(2, 0, 1))
+        np.testing.assert_array_equal(planes.transpose(1, 2, 0), cv2.cvtColor(block, cv2.COLOR_BGR2HSV))
         hsv = block.copy()
         hsv[:, :, 0] %= 180
-        np.testing.assert_array_equal(hsv_to_bgr(hsv), cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
+        planes = hsv_to_bgr(hsv.transpose(2, 0, 1))
+        np.testing.assert_array_equal(planes.transpose(1, 2, 0), cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))

@@ -14,9 +14,9 @@ from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data import check_datasets, register_custom, register_semantic_dataset
 from hicl_d2.data.custom import KEYS
 from hicl_d2.data.datasets.registry import load_records
-from hicl_d2.data.reading import read_labels
+from hicl_d2.reading import read_labels
 from tests.data.official import picture, scene
-from tests.data.test_reading import refusal
+from tests.test_reading import refusal
 
 CLASSES = ["soil", "crop", "weed"]
 COLOURS = [(90, 60, 20), (10, 200, 30), (200, 20, 160)]

@@ -10,9 +10,9 @@ from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data import register_all
 from hicl_d2.data.datasets.registry import data_root, load_records, register_semantic
-from hicl_d2.data.reading import check_labels, read_image, read_labels
+from hicl_d2.reading import check_labels, read_image, read_labels
 from tests.data.conftest import write_pair
-from tests.data.test_reading import refusal
+from tests.test_reading import refusal
 
 NAMES = {
     **dict.fromkeys(["camvid_train", "camvid_val", "camvid_test"], 11),

@@ -13,6 +13,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetMapper, detection_utils
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.mapper import SemanticMapper, build_augmentations
+from hicl_d2.errors import InputError
 
 
 def _seed(seed: int) -> None:
@@ -157,3 +158,22 @@ def test_decoded_files_are_kept_when_asked_and_change_nothing(
     assert decoded == [record["file_name"] for record in records]
     cfg.DATALOADER.KEEP_DECODED = True
     assert SemanticMapper(cfg, False)._decoded is None  # test images are read once
+
+
+def test_image_and_label_map_of_different_sizes_are_named_with_both_sizes(
+    tmp_path: Path, cfg: CfgNode
+) -> None:
+    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((8, 6), dtype=np.uint8)).save(tmp_path / "b.png")
+    record = {"file_name": str(tmp_path / "a.png"), "sem_seg_file_name": str(tmp_path / "b.png")}
+    with pytest.raises(InputError) as caught:
+        SemanticMapper(cfg, False)(record)
+    assert f"{tmp_path}/a.png is 6 x 8, but its label map {tmp_path}/b.png is 8 x 6" in str(caught.value)
+
+
+def test_image_of_another_size_than_its_record_is_named(tmp_path: Path, cfg: CfgNode) -> None:
+    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError) as caught:
+        SemanticMapper(cfg, False)({"file_name": str(tmp_path / "a.png"), "height": 6, "width": 9})
+    for part in (str(tmp_path / "a.png"), "8", "9"):
+        assert part in str(caught.value)

@@ -11,7 +11,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data import check_datasets
 from hicl_d2.data.datasets.registry import register_semantic
-from tests.data.test_reading import refusal
+from tests.test_reading import refusal
 
 
 @pytest.mark.usefixtures("small_root")

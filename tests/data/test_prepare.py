@@ -20,7 +20,7 @@ from hicl_d2.data.prepare import PLANNERS, carry_out
 from hicl_d2.data.prepare.plan import check_complete
 from tests.data import official
 from tests.data.official import Labels
-from tests.data.test_reading import refusal
+from tests.test_reading import refusal
 
 DATA_SETS: dict[str, tuple[str, Callable[[Path], Labels], list[str]]] = {
     "cityscapes": ("cityscapes", official.write_cityscapes, ["cityscapes_fine_sem_seg_{train,val}"]),

@@ -1,5 +1,6 @@
 """Checkpoints are whole, the best one stands apart, and weights of another model are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
+from hicl_d2.d2.utils import EventStorage
 from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.hooks import BestCheckpoint
 from hicl_d2.errors import InputError
 
 
@@ -105,3 +108,50 @@ def test_a_resume_needs_everything(tmp_path: Path) -> None:
     Checkpoints(_model(4), str(tmp_path)).save("model_0000001", iteration=1)
     with pytest.raises(InputError, match=r"model_0000001\.pth is of another model: 0 of the model's 8"):
         Checkpoints(_model(), str(tmp_path)).resume()
+
+
+class _Trainer:
+    """What the hook asks of a trainer: where it stands, and the figures of the last evaluation."""
+
+    def __init__(self) -> None:
+        self.storage = EventStorage()
+        self.metrics: dict[str, float] = {}
+
+    def last_metrics(self) -> dict[str, float]:
+        return self.metrics
+
+    def evaluated(self, **metrics: float) -> None:
+        self.metrics = {f"sem_seg/{name.replace('_', '-')}": value for name, value in metrics.items()}
+        self.storage.iter += 1
+        self.storage.put_scalars(**self.metrics, smoothing_hint=False)
+
+
+def test_a_score_that_is_not_defined_breaks_neither_the_best_nor_its_record(tmp_path: Path) -> None:
+    checkpoints, trainer = Checkpoints(_model(), str(tmp_path)), _Trainer()
+    hook = BestCheckpoint(checkpoints, "sem_seg/mIoU", period=1)
+    hook.trainer = trainer
+    nan = float("nan")
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    kept = []
+    for mean, of_a_class_that_the_truth_lacks in (
+        (nan, nan),
+        (50.0, nan),
+        (nan, 1.0),
+        (40.0, 2.0),
+        (60.0, nan),
+    ):
+        trainer.evaluated(mIoU=mean, IoU_bird=of_a_class_that_the_truth_lacks)
+        hook.check()
+        record = tmp_path / "best.json"
+        best = json.loads(record.read_text(), parse_constant=refuse) if record.exists() else None
+        kept.append(best and (best["iteration"], best["metrics"]))
+        assert checkpoints.best() == best
+        # Another run of the program goes on with the same best.
+        hook = BestCheckpoint(Checkpoints(_model(), str(tmp_path)), "sem_seg/mIoU", period=1)
+        hook.trainer = trainer
+    fifty = (2, {"sem_seg/mIoU": 50.0, "sem_seg/IoU-bird": None})
+    assert kept == [None, fifty, fifty, fifty, (5, {"sem_seg/mIoU": 60.0, "sem_seg/IoU-bird": None})]
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 5

@@ -14,7 +14,6 @@ from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluators, SemSegEvaluator, inference_on_dataset
 from hicl_d2.errors import InputError
 from hicl_d2.evaluation import SemSegConfusionEvaluator, build_evaluator
-from hicl_d2.evaluation.evaluator import read_label_map
 
 CLASSES = ["sky", "road", "car", "never seen"]
 
@@ -160,39 +159,41 @@ def test_the_default_output_folder_is_the_runs(dataset):
     assert build_evaluator(cfg, dataset).output_dir == Path("somewhere/inference")
 
 
-@pytest.mark.parametrize(
-    ("mode", "dtype"), [("L", torch.uint8), ("P", torch.uint8), ("I;16", torch.int64), ("I", torch.int64)]
-)
-def test_label_maps_of_every_single_channel_mode(mode, dtype, tmp_path):
-    values = np.array([[0, 1, 2], [3, 255, 4]])
-    # PNG has no 32-bit grey; TIFF does
-    path = tmp_path / ("label.tif" if mode == "I" else "label.png")
-    if mode in ("L", "P"):
-        image = Image.fromarray(values.astype(np.uint8))
-        if mode == "P":
-            image.putpalette(list(range(256)) * 3)
-    else:
-        image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
-    image.save(path)
-    labels = read_label_map(path)
-    assert labels.dtype == dtype
-    assert labels.tolist() == values.tolist()
-
-
-def test_label_files_that_are_no_label_maps(tmp_path):
-    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
-    Image.fromarray(np.arange(10000, dtype=np.uint8).reshape(100, 100)).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    (tmp_path / "text.png").write_text("not an image")
-    for name, message in [
-        ("colour.png", "one channel with a class per pixel, this one has 3"),
-        ("half.png", "cannot be read"),
-        ("text.png", "cannot be read"),
-        ("absent.png", "cannot be read"),
-    ]:
+def test_label_files_of_every_mode_count_alike_and_what_is_no_label_map_is_named(dataset, tmp_path):
+    values = np.array([[0, 1, 2], [3, 255, 1]])
+    palette = Image.fromarray(values.astype(np.uint8)).convert("P")
+    palette.putpalette([number for value in range(256) for number in (255 - value, 7, value)])
+    for name, picture in {
+        "bytes.png": Image.fromarray(values.astype(np.uint8)),
+        "palette.png": palette,
+        "words.png": Image.fromarray(values.astype(np.uint16)),
+        "colours.png": Image.fromarray(np.zeros((2, 3, 3), dtype=np.uint8)),
+    }.items():
+        picture.save(tmp_path / name)
+    (tmp_path / "half.png").write_bytes((tmp_path / "words.png").read_bytes()[:50])
+    evaluator = SemSegConfusionEvaluator(dataset)
+    outputs = [{"sem_seg": torch.zeros(4, 2, 3)}]  # class 0 everywhere
+    for turn, name in enumerate(("bytes.png", "palette.png", "words.png"), start=1):
+        evaluator.process([{"sem_seg_file_name": str(tmp_path / name)}], outputs)
+        assert evaluator.matrix.counts.tolist() == [[turn * count, 0, 0, 0] for count in (1, 2, 1, 1)]
+    for name, message in {
+        "colours.png": "one channel of 8 or 16 bits",
+        "half.png": "cannot be read",
+        "absent.png": "does not exist",
+    }.items():
         with pytest.raises(InputError, match=message) as error:
-            read_label_map(tmp_path / name)
+            evaluator.process([{"sem_seg_file_name": str(tmp_path / name)}], outputs)
         assert name in str(error.value)
+
+
+def test_huge_label_file_is_refused_with_the_limit(dataset, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((60, 60), dtype=np.uint8)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    evaluator = SemSegConfusionEvaluator(dataset)
+    with pytest.raises(InputError, match="raise HICL_MAX_IMAGE_PIXELS"):
+        evaluator.process(
+            [{"sem_seg_file_name": str(tmp_path / "huge.png")}], [{"sem_seg": torch.zeros(4, 60, 60)}]
+        )
 
 
 def test_more_measures_are_scored_when_asked_for(dataset, tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Colour, Records, data_root, register_semantic
-from hicl_d2.data.reading import image_size
 from hicl_d2.errors import InputError
+from hicl_d2.reading import image_size
 
 CLASSES: dict[str, Colour] = {
     "road": (128, 64, 128),

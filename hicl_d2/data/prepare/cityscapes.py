@@ -7,8 +7,8 @@ import numpy as np
 
 from hicl_d2.data.datasets.cityscapes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup
-from hicl_d2.data.reading import read_labels
 from hicl_d2.errors import InputError
+from hicl_d2.reading import read_labels
 
 EXPECTED = (
     "cityscapes/gtFine/{train,val}/CITY/*_gtFine_labelIds.png (or *_gtFine_polygons.json) of "

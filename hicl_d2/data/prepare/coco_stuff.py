@@ -14,8 +14,8 @@ import numpy as np
 from hicl_d2.data.datasets.coco_stuff import ROOT_10K, ROOT_164K, SPLITS_10K, SPLITS_164K
 from hicl_d2.data.datasets.coco_stuff_classes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup, names_in
-from hicl_d2.data.reading import image_size, read_labels
 from hicl_d2.errors import InputError
+from hicl_d2.reading import image_size, read_labels
 
 EXPECTED_10K = (
     f"{ROOT_10K}/annotations/NAME.mat, {ROOT_10K}/images/NAME.jpg and "

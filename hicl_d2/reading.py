@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hicl_d2.d2.data import detection_utils
 from hicl_d2.errors import InputError
 
 # Everything that Pillow raises for a file that is missing, is no image, is cut off or is damaged.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 EXIF_ORIENTATION = 0x0112
+# How an image with that orientation is brought upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Environment variable: the most pixels that an image may have. A damaged or hostile file can claim any number.
 LIMIT = "HICL_MAX_IMAGE_PIXELS"
@@ -36,15 +45,25 @@ def _set_limit() -> int:
 MAX_PIXELS = _set_limit()
 
 
-def read_image(path: str | Path, image_format: str) -> np.ndarray:
-    """Read an image as (H, W, 3), uint8, in ``image_format`` ("BGR" or "RGB"), upright.
+def open_image(path: str | Path) -> Image.Image:
+    """Return a decoded image in RGB, 8 bits, upright.
 
     Raises InputError with the path for a file that is missing, is no image or is cut off.
     """
     try:
-        return detection_utils.read_image(str(path), format=image_format)
+        with Image.open(path) as image:
+            image.load()
+            orientation = _orientation(image)
+            upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+            return upright if upright.mode == "RGB" else upright.convert("RGB")
     except UNREADABLE as error:
         raise InputError(f"{path}: {_reason(error, 'image')}") from None
+
+
+def read_image(path: str | Path, image_format: str) -> np.ndarray:
+    """Return what :func:`open_image` does as an array (H, W, 3), uint8, in ``image_format``, "BGR" or "RGB"."""
+    image = np.asarray(open_image(path))
+    return image[:, :, ::-1] if image_format == "BGR" else image
 
 
 def read_labels(path: str | Path) -> np.ndarray:
@@ -77,19 +96,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = _is_turned(image)
+            turned = _orientation(image) >= 5
     except UNREADABLE as error:
         raise InputError(f"{path}: {_reason(error, 'image')}") from None
     return (width, height) if turned else (height, width)
 
 
-def _is_turned(image: Image.Image) -> bool:
+def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info:  # asking further would decode a whole PNG
-        return False
+        return 1
     try:
-        return image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except Exception:  # EXIF data can be broken in any way; read_image leaves such an image as it is
-        return False
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # EXIF data can be broken in any way, and the image still be good
+        return 1
 
 
 def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: str | Path) -> None:
@@ -104,10 +123,10 @@ def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: 
         )
 
 
-def check_sizes(image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+def check_sizes(image: Image.Image, labels: np.ndarray, record: dict[str, Any]) -> None:
     """Raise InputError with both sizes if the image and the label map of a record differ in size."""
-    if image.shape[:2] != labels.shape[:2]:
-        sizes = [f"{array.shape[0]} x {array.shape[1]}" for array in (image, labels)]
+    if (image.height, image.width) != labels.shape:
+        sizes = f"{image.height} x {image.width}", f"{labels.shape[0]} x {labels.shape[1]}"
         raise InputError(
             f"{record['file_name']} is {sizes[0]}, but its label map {record['sem_seg_file_name']} is "
             f"{sizes[1]}; height and width must agree"

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from hicl_d2.d2.config import CfgNode
-from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.data.reading import check_labels, image_size, read_image, read_labels
+from hicl_d2.d2.data import detection_utils
 from hicl_d2.errors import InputError
+from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -114,6 +113,19 @@ def test_labels_are_refused_if_and_only_if_one_is_outside(
         assert refusal(lambda: check_labels(labels, num_classes, ignore, "labels.png"))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_images_are_those_of_the_runtimes_reader(tmp_path: Path, orientation: int | None, mode: str) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.fromarray(_noise(10, 14, 3)).convert(mode).save(path, exif=exif)
+    for image_format in ("BGR", "RGB"):
+        expected = detection_utils.read_image(str(path), image_format)
+        np.testing.assert_array_equal(read_image(path, image_format), expected)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_from_the_header_is_that_of_the_upright_image(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
@@ -121,25 +133,6 @@ def test_size_from_the_header_is_that_of_the_upright_image(tmp_path: Path, orien
     for name in ("a.jpg", "a.png"):
         path = _save(tmp_path / name, _noise(10, 14, 3), exif=exif)
         assert image_size(path) == read_image(path, "RGB").shape[:2]
-
-
-def test_image_and_label_map_of_different_sizes_are_named_with_both_sizes(
-    tmp_path: Path, cfg: CfgNode
-) -> None:
-    record = {
-        "file_name": str(_save(tmp_path / "a.png", _noise(6, 8, 3))),
-        "sem_seg_file_name": str(_save(tmp_path / "b.png", np.zeros((8, 6), dtype=np.uint8))),
-    }
-    message = refusal(lambda: SemanticMapper(cfg, False)(record))
-    assert f"{tmp_path}/a.png is 6 x 8, but its label map {tmp_path}/b.png is 8 x 6" in message
-
-
-def test_image_of_another_size_than_its_record_is_named(tmp_path: Path, cfg: CfgNode) -> None:
-    record = {"file_name": str(_save(tmp_path / "a.png", _noise(6, 8, 3))), "height": 6, "width": 9}
-    message = refusal(lambda: SemanticMapper(cfg, False)(record))
-    assert str(tmp_path / "a.png") in message
-    assert "8" in message
-    assert "9" in message
 
 
 def test_huge_image_is_refused_with_the_limit_and_how_to_raise_it(
