@@ -3,8 +3,9 @@
 ``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; if the faults.json of fault_report.py, what was broken and what was seen; else it has a row for each ``*.json``,
-a ``result.json`` as a training run leaves it, under the name of its config.
+comparison; if the faults.json of fault_report.py, what was broken and what was seen; if a table.md, what a script of
+benchmark/ printed; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of
+its config.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from harness.matrix import read_matrix
 from harness.tables import RESULTS_FILE, markdown
 
 FAULTS_FILE = "faults.json"
+PRINTED_FILE = "table.md"
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
@@ -31,6 +33,8 @@ def render(folder: Path) -> str:
         return render_matrix(folder)
     if (folder / FAULTS_FILE).is_file():
         return fault_table(json.loads((folder / FAULTS_FILE).read_text()).values())
+    if (folder / PRINTED_FILE).is_file():
+        return (folder / PRINTED_FILE).read_text(encoding="utf-8")
     return render_runs(folder)
 
 
