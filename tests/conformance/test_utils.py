@@ -98,7 +98,7 @@ def _tensorboard(folder: str) -> dict[str, Any]:
     events = EventAccumulator(folder)
     events.Reload()
     return {
-        tag: [[event.step, float(f"{event.value:.6g}")] for event in events.Scalars(tag)]
+        tag: sorted([event.step, float(f"{event.value:.6g}")] for event in events.Scalars(tag))
         for tag in events.Tags()["scalars"]
     }
 
