@@ -279,7 +279,7 @@ COUNTS = {
     "parts": 20,
     "parts_forms": 33,
     "camvid": 42,
-    "camvid_cpu": 66,
+    "camvid_cpu": 60,
     "camvid_cpu_ablation": 27,
     "paper": 630,
     "ablation": 230,

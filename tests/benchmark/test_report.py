@@ -93,6 +93,9 @@ def test_curves_skip_what_is_cut_off_and_a_band_is_mean_and_deviation(tmp_path):
     curve = read_curve(tmp_path, "total_loss")
     assert curve.to_dict() == {20: 2.0, 40: 1.0}
     assert read_curve(tmp_path / "absent", "total_loss").empty
+    (tmp_path / "metrics.json").write_text('{"iteration": 0, "total_loss": 2.5, "loss_hicl": 2.0}\n')
+    assert read_curve(tmp_path, "total_loss").to_dict() == {1: 0.5}
+    assert read_curve(tmp_path, "loss_hicl").to_dict() == {1: 2.0}
     found = band([curve, curve + 2])
     assert found["mean"].to_dict() == {20: 3.0, 40: 2.0}
     assert found["std"].to_dict() == pytest.approx({20: 2**0.5, 40: 2**0.5})

@@ -11,10 +11,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOSS = "total_loss"
+# What a contrast adds to the loss: another scale for every method and weight.
+ADDED = "loss_hicl"
 
 
 def read_curve(folder: Path, name: str) -> "pd.Series":
-    """Return a scalar by iteration (from 1), as ``metrics.json`` has it; empty if it is not there."""
+    """Return a scalar by iteration (from 1), as ``metrics.json`` has it; empty if it is not there.
+
+    The loss is the model's own, without what the branch adds, so that methods can be compared.
+    """
     import pandas as pd
 
     found: dict[int, float] = {}
@@ -25,7 +30,8 @@ def read_curve(folder: Path, name: str) -> "pd.Series":
     for line in lines:
         try:
             entry = json.loads(line)
-            found[int(entry["iteration"]) + 1] = float(entry[name])
+            added = float(entry.get(ADDED, 0.0)) if name == LOSS else 0.0
+            found[int(entry["iteration"]) + 1] = float(entry[name]) - added
         except (ValueError, KeyError, TypeError):
             continue  # another scalar, or a line that was cut off
     return pd.Series(found, dtype=float).sort_index()

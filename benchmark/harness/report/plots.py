@@ -40,21 +40,24 @@ STYLE: dict[Any, Any] = {
 
 
 def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
-    """Draw loss and main metric over the iterations: a thin line per seed, their mean, and a band of ± std."""
+    """Draw loss and main metric over the iterations: a thin line per seed, their mean, and a band of ± std.
+
+    There are as many colours as curves that an eye can tell apart; what is left out is counted in the legend.
+    """
     groups = {
         group: [cell.folder(workspace.output) for cell in cells]
         for group, cells in workspace.matrix.groups().items()
         if group[:2] == place
     }
     panels = []
-    for name, label in ((LOSS, "loss"), (MAIN_METRIC, heading(MAIN_METRIC))):
+    for name, label in ((LOSS, "loss without the contrast's"), (MAIN_METRIC, heading(MAIN_METRIC))):
         curves = {
             group: [read_curve(folder, name) for folder in folders] for group, folders in groups.items()
         }
         curves = {group: [c for c in found if len(c) > 1] for group, found in curves.items()}
         curves = {group: found for group, found in curves.items() if found}
         if curves:
-            panels.append((label, dict(list(curves.items())[:MOST_CURVES])))
+            panels.append((label, curves))
     if not panels:
         return None
     figure, axes = _figure(5.2 * len(panels), 3.4, len(panels))
@@ -68,7 +71,8 @@ def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_xlabel("iteration")
         axis.set_ylabel(label)
-        axis.legend(fontsize=8)
+        left = len(curves) - MOST_CURVES
+        axis.legend(fontsize=8, title=f"{left} more are not drawn" if left > 0 else None)
     return figure
 
 
