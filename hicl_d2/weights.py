@@ -99,6 +99,16 @@ def check_whole(file: str | Path) -> None:
         raise _damaged(file, ValueError(f"{folders[0]} is marked as a folder"))
 
 
+def check_names_and_tensors(file: str, weights: Any) -> None:
+    """Raise InputError if ``weights``, read from ``file``, are anything but tensors or arrays by their names."""
+    if not isinstance(weights, dict):
+        raise InputError(f"weights {file} are of type {type(weights).__name__}; expected names and tensors")
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            kind = type(value).__name__
+            raise InputError(f"weights {file}: {name} is of type {kind}; expected a tensor")
+
+
 def read_torch(file: str) -> Any:
     """Return the content of a file that torch wrote, on the CPU.
 

@@ -26,6 +26,7 @@ from hicl_d2.weights import (
     DamagedError,
     check_address,
     check_content,
+    check_names_and_tensors,
     check_whole,
     checksum,
     read_pickle,
@@ -200,6 +201,7 @@ class Checkpoints(DetectionCheckpointer):
             if filename.endswith(".pkl"):
                 read_pickle(filename)  # Detectron2's own reader would run any code in it
             content = super()._load_file(filename)
+            check_names_and_tensors(filename, content["model"])
             foreign = with_known_names(content["model"])
             if foreign is None:
                 return content

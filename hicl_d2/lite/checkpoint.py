@@ -18,7 +18,7 @@ from hicl_d2.errors import InputError, one_line
 from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager
-from hicl_d2.weights import read_pickle, read_torch
+from hicl_d2.weights import check_names_and_tensors, read_pickle, read_torch
 
 __all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
 
@@ -100,7 +100,7 @@ class DetectionCheckpointer(Checkpointer):
         if is_converted and isinstance(content, dict) and not {"model", "__author__"} <= content.keys():
             raise InputError(needs_detectron2(f"weights {file} (in the format of Caffe2)"))
         checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
-        _check_names_and_tensors(file, checkpoint["model"])
+        check_names_and_tensors(file, checkpoint["model"])
         if self._match_by_suffix:
             checkpoint["matching_heuristics"] = True
         return checkpoint
@@ -115,15 +115,6 @@ class DetectionCheckpointer(Checkpointer):
             if name in own_buffers and name in incompatible.missing_keys:
                 incompatible.missing_keys.remove(name)
         return incompatible
-
-
-def _check_names_and_tensors(file: str, weights: Any) -> None:
-    if not isinstance(weights, dict):
-        raise InputError(f"weights {file} are of type {type(weights).__name__}; expected names and tensors")
-    for name, value in weights.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            kind = type(value).__name__
-            raise InputError(f"weights {file}: {name} is of type {kind}; expected a tensor")
 
 
 def match_by_suffix(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
