@@ -18,7 +18,8 @@ ADDED = "loss_hicl"
 def read_curve(folder: Path, name: str) -> "pd.Series":
     """Return a scalar by iteration (from 1), as ``metrics.json`` has it; empty if it is not there.
 
-    The loss is the model's own, without what the branch adds, so that methods can be compared.
+    The loss is the model's own, without what the branch adds, so that methods can be compared. Both are medians over some
+    iterations in the file, so what is left is near the median of the differences, not equal to it.
     """
     import pandas as pd
 
