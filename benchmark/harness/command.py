@@ -96,6 +96,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     other = parser.add_argument_group("other verbs").add_argument
     other("--probe", action="store_true", help="plan: train ten iterations of each kind for an estimate")
     other("--list", action="store_true", help="plan: a line for every cell")
+    other(
+        "--against", metavar="NAME", help="table: show differences to this method or ablation; write nothing"
+    )
     other("--watch", action="store_true", help="status: again every few seconds, until all is done")
     other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
     other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,17 @@ class Matrix:
         """Return the group that ``group`` is compared with (itself, if it is the baseline)."""
         names = {**dict(zip(AXES, group, strict=True)), **self.baseline}
         return tuple(names[axis] for axis in AXES)
+
+    def against(self, name: str) -> "Matrix":
+        """Return the matrix with another method, or else ablation, as baseline; on other axes it stays as it is."""
+        named = {axis: {getattr(cell, axis) for cell in self.cells} - {""} for axis in ("method", "ablation")}
+        axis = next((axis for axis, there in named.items() if name in there), None)
+        if axis is None:
+            there = sorted(set.union(*named.values()))
+            raise InputError(
+                f"--against {name} is no method or ablation of {self.path}{nearest(name, there)}"
+            )
+        return replace(self, baseline={**self.baseline, axis: name})
 
 
 def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str] | None = None) -> Matrix:

@@ -174,6 +174,9 @@ def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
     workspace = _open(options)
     rows = collect(workspace.matrix, workspace.states)
+    if options.against is not None:  # another look at the same results: their files stay as they are
+        console.result(markdown(rows, workspace.matrix.against(options.against)))
+        return 0
     if not options.dry_run:
         workspace.output.mkdir(parents=True, exist_ok=True)
         write_results(rows, workspace.output)

@@ -280,7 +280,7 @@ COUNTS = {
     "parts_forms": 33,
     "camvid": 42,
     "camvid_cpu": 60,
-    "camvid_cpu_ablation": 27,
+    "camvid_cpu_ablation": 36,
     "paper": 630,
     "ablation": 230,
 }

@@ -116,6 +116,18 @@ def test_running_again_runs_nothing_twice_and_gives_the_same_files(bench):
     assert before == ((bench.output / "results.csv").read_bytes(), (bench.output / "table.md").read_bytes())
 
 
+def test_a_table_against_another_method_is_shown_and_writes_nothing(bench):
+    bench.run()
+    before = {path: path.read_bytes() for path in bench.output.iterdir() if path.is_file()}
+    done = bench.run("--against", "ours", verb="table")
+    assert done.returncode == 0, done.stderr
+    assert "-1.5 [-1.5, -1.5]" in next(line for line in done.stdout.splitlines() if "baseline" in line)
+    assert before == {path: path.read_bytes() for path in bench.output.iterdir() if path.is_file()}
+    refused = bench.run("--against", "theirs", verb="table")
+    assert refused.returncode == 2
+    assert "--against theirs is no method" in refused.stderr
+
+
 def test_an_edited_config_runs_again_and_the_others_are_kept(bench):
     bench.matrix(seeds=[1])
     bench.run()

@@ -148,6 +148,30 @@ def test_an_ablation_is_compared_with_the_row_that_the_file_names(bench):
     assert smallest["p_holm"] == pytest.approx(3 * smallest["p_value"])
 
 
+def test_the_same_results_against_another_method(matrix):
+    table = comparison(rows(matrix), matrix.against("pixel")).set_index("method")
+    assert table.loc["pixel", "difference"] == "-"
+    assert table.loc["ours", "difference"].startswith("+1.1 [+")  # 1.24 - 0.18
+    assert table.loc["baseline", "difference"].startswith("-0.2 [-")
+    assert matrix.baseline == {"method": "baseline"}
+    with pytest.raises(InputError, match=r"--against pixle is no method or ablation of .*did you mean pixel"):
+        matrix.against("pixle")
+
+
+def test_another_ablation_to_compare_with_leaves_the_method(bench):
+    point = {"config": str(bench.folder / "plain.yaml")}
+    methods = {"one": point, "two": {**point, "overrides": {"O": 1}}}
+    ablations = {"default": None, "t=1": {"overrides": {"T": 1}}}
+    matrix = read_matrix(
+        bench.matrix(
+            methods=methods, ablations=ablations, baseline={"method": "two", "ablation": "default"}, seeds=[1]
+        )
+    )
+    group = matrix.cells[0].group
+    assert matrix.against("t=1").baseline_of(group) == (*group[:2], "two", "t=1")
+    assert matrix.against("one").baseline_of(group) == (*group[:2], "one", "default")
+
+
 def test_published_figures_stand_apart_with_protocol_and_source(matrix, tmp_path):
     here = dataclasses.replace(
         matrix, cells=tuple(dataclasses.replace(cell, dataset="cityscapes") for cell in matrix.cells)
