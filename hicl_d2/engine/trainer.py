@@ -31,6 +31,7 @@ from hicl_d2.engine.hooks import (
     StepBoundary,
     Stopwatch,
 )
+from hicl_d2.engine.idle import IdleBranch
 from hicl_d2.engine.interrupt import Interrupted
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
@@ -125,6 +126,7 @@ class Trainer(DefaultTrainer):
                 period,
                 metric,
             ),
+            IdleBranch() if main else None,
             Progress() if main else None,
             hooks.PeriodicWriter(self._writers, period=WRITE_PERIOD) if main else None,
         ]

@@ -98,6 +98,27 @@ def test_progress_is_one_moving_line_on_a_terminal(
     assert capsys.readouterr().err == "\r\033[Kiteration 1/2\r\033[Kiteration 2/2\ndone\n"
 
 
+def test_a_branch_that_finds_nothing_to_contrast_is_said_once(command: Command, tmp_path: Path) -> None:
+    branch = ("MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.LOG_PERIOD", "1", "SOLVER.MAX_ITER", "12")
+    idle = command(*branch, "MODEL.HICL.CONFIDENCE_LOW", "[1.0]")
+    warnings = [line for line in idle.err.splitlines() if line.startswith("warning: ")]
+    # The first iteration has no weight yet. Two crops of 16 x 16 at stride 2: 128 windows of one cell, 32 of four.
+    assert len(warnings) == 1
+    assert "the contrast is 0 since iteration 2, so this trains the plain model" in warnings[0]
+    assert "of 160 candidates 0 are kept" in warnings[0]
+    figures = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    by_confidence = next(
+        line["hicl/w1/pruned_confidence"] + line["hicl/w2/pruned_confidence"]
+        for line in figures
+        if line["iteration"] == 5
+    )
+    assert f"confidence drops {by_confidence / 160:.0%}" in warnings[0]
+    assert "at iteration 6 the contrast is 0 since iteration 2" in (tmp_path / "run/log.txt").read_text()
+    busy = command(*branch, "OUTPUT_DIR", str(tmp_path / "busy"))
+    assert busy.code == 0
+    assert "warning: " not in busy.err
+
+
 def test_a_class_that_the_truth_lacks_is_null_and_a_dash(config: Path) -> None:
     cfg = load_config(config)
     text = table(cfg, {"sem_seg/mIoU": 50.0, "sem_seg/IoU-dark": float("nan"), "sem_seg/IoU-bright": 0.0})

@@ -1,0 +1,56 @@
+"""A warning when the branch has nothing to contrast, so that a run does not pass for Hi-CL and train the plain model."""
+
+import logging
+
+from hicl_d2.d2.engine import HookBase
+from hicl_d2.engine.console import console
+
+logger = logging.getLogger(__name__)
+
+LOSS = "hicl/loss"
+KEPT = "kept"
+DROPPED = ("pruned_coverage", "pruned_purity", "pruned_confidence")
+ENTRIES = 5  # of the branch's diagnostics, one after the other
+
+
+class IdleBranch(HookBase):
+    """Warn once when the contrast was 0 in ``ENTRIES`` diagnostics running; they are written every MODEL.HICL.LOG_PERIOD.
+
+    Register it on the main process: it is that one's part of the batch that is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._idle = 0
+        self._first = 0
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        loss, iteration = latest.get(LOSS, (None, -1))
+        if self._idle >= ENTRIES or iteration != self.trainer.iter:
+            return
+        self._idle = self._idle + 1 if loss == 0 else 0
+        if self._idle == 1:
+            self._first = iteration
+        if self._idle == ENTRIES:
+            self._warn({name: value for name, (value, _) in latest.items()}, iteration)
+
+    def _warn(self, figures: dict[str, float], iteration: int) -> None:
+        totals = {
+            ending: sum(value for name, value in figures.items() if name.endswith(f"/{ending}"))
+            for ending in (KEPT, *DROPPED)
+        }
+        candidates = sum(totals.values())
+        text = (
+            f"the contrast is 0 since iteration {self._first + 1}, so this trains the plain model: "
+            "nothing was found to contrast"
+        )
+        if candidates:
+            dropped = ", ".join(
+                f"{name.partition('_')[2]} drops {totals[name] / candidates:.0%}" for name in DROPPED
+            )
+            text += (
+                f"; of {candidates:.0f} candidates {totals[KEPT]:.0f} are kept ({dropped}): "
+                "see MODEL.HICL.COVERAGE, PURITY, CONFIDENCE_LOW and CONFIDENCE_HIGH"
+            )
+        console.say(f"warning: {text}")
+        logger.warning(f"at iteration {iteration + 1} {text}")
