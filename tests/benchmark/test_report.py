@@ -11,6 +11,7 @@ from harness import folder as files
 from harness.report import write_report
 from harness.report.curves import band, read_curve
 from harness.report.pictures import largest
+from harness.report.plots import learning_curves
 from harness.workspace import open_workspace
 from PIL import Image, ImageDraw
 
@@ -99,6 +100,25 @@ def test_curves_skip_what_is_cut_off_and_a_band_is_mean_and_deviation(tmp_path):
     found = band([curve, curve + 2])
     assert found["mean"].to_dict() == {20: 3.0, 40: 2.0}
     assert found["std"].to_dict() == pytest.approx({20: 2**0.5, 40: 2**0.5})
+
+
+def test_with_more_methods_than_colours_the_compared_ones_are_drawn_and_the_rest_counted(bench):
+    names = ["baseline", *(f"peer_{number}" for number in range(9)), "ours"]
+    bench.matrix(
+        methods={n: {"config": str(bench.folder / "plain.yaml"), "overrides": {"X": n}} for n in names},
+        seeds=[1],
+        baseline="baseline",
+        report={"compare": ["peer_8", "ours"]},
+    )
+    workspace = open_workspace(bench.folder / "matrix.yaml", bench.output, False, [])
+    for cell in workspace.cells:
+        finish(cell, bench.output, 0.0)
+    figure = learning_curves(workspace, workspace.cells[0].group[:2])
+    for axis in figure.axes:
+        legend = axis.get_legend()
+        drawn = [text.get_text() for text in legend.get_texts()]
+        assert drawn == ["baseline", "peer_0", "peer_1", "peer_2", "peer_3", "peer_4", "peer_8", "ours"]
+        assert legend.get_title().get_text() == "3 more are not drawn"
 
 
 def test_the_pictures_are_those_of_the_largest_gains_and_losses(workspace):

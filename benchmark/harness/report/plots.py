@@ -42,7 +42,8 @@ STYLE: dict[Any, Any] = {
 def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
     """Draw loss and main metric over the iterations: a thin line per seed, their mean, and a band of ± std.
 
-    There are as many colours as curves that an eye can tell apart; what is left out is counted in the legend.
+    There are as many colours as curves that an eye can tell apart: the baseline and the methods that the file compares
+    have one before the others. What is left out is counted in the legend.
     """
     groups = {
         group: [cell.folder(workspace.output) for cell in cells]
@@ -62,7 +63,8 @@ def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
         return None
     figure, axes = _figure(5.2 * len(panels), 3.4, len(panels))
     for axis, (label, curves) in zip(axes, panels, strict=True):
-        for colour, (group, found) in zip(COLOURS, curves.items(), strict=False):
+        for colour, group in zip(COLOURS, _chosen(list(curves), workspace.matrix), strict=False):
+            found = curves[group]
             for curve in found:
                 axis.plot(curve.index, curve, color=colour, alpha=0.3, linewidth=0.7)
             mean = band(found)
@@ -74,6 +76,14 @@ def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
         left = len(curves) - MOST_CURVES
         axis.legend(fontsize=8, title=f"{left} more are not drawn" if left > 0 else None)
     return figure
+
+
+def _chosen(groups: list[tuple[str, ...]], matrix: Matrix) -> list[tuple[str, ...]]:
+    """Return the groups that get a curve, in the order of the file."""
+    first = [g for g in groups if g == matrix.baseline_of(g) or g[2] in (matrix.compare or ())]
+    others = [g for g in groups if g not in first]
+    chosen = {*first, *others[: max(0, MOST_CURVES - len(first))]}
+    return [g for g in groups if g in chosen]
 
 
 def differences(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figure | None":
