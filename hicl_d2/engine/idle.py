@@ -1,4 +1,4 @@
-"""A warning when the branch has nothing to contrast, so that a run does not pass for Hi-CL and train the plain model."""
+"""A warning when the branch has nothing to contrast: such a run would pass for Hi-CL and train the plain model."""
 
 import logging
 
@@ -14,9 +14,9 @@ ENTRIES = 5  # of the branch's diagnostics, one after the other
 
 
 class IdleBranch(HookBase):
-    """Warn once when the contrast was 0 in ``ENTRIES`` diagnostics running; they are written every MODEL.HICL.LOG_PERIOD.
+    """Warn, once in a process, when the contrast was 0 in ``ENTRIES`` of its diagnostics (MODEL.HICL.LOG_PERIOD) running.
 
-    Register it on the main process: it is that one's part of the batch that is looked at.
+    Register it on the main process, whose part of the batch the diagnostics describe.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class IdleBranch(HookBase):
         }
         candidates = sum(totals.values())
         text = (
-            f"the contrast is 0 since iteration {self._first + 1}, so this trains the plain model: "
-            "nothing was found to contrast"
+            f"the contrast was 0 in {ENTRIES} diagnostics running, iterations {self._first + 1} to {iteration + 1}: "
+            "nothing was found to contrast, and such steps train the plain model"
         )
         if candidates:
             dropped = ", ".join(
                 f"{name.partition('_')[2]} drops {totals[name] / candidates:.0%}" for name in DROPPED
             )
             text += (
-                f"; of {candidates:.0f} candidates {totals[KEPT]:.0f} are kept ({dropped}): "
+                f"; of {candidates:.0f} candidates {totals[KEPT]:.0f} were kept ({dropped}): "
                 "see MODEL.HICL.COVERAGE, PURITY, CONFIDENCE_LOW and CONFIDENCE_HIGH"
             )
         console.say(f"warning: {text}")
-        logger.warning(f"at iteration {iteration + 1} {text}")
+        logger.warning(text)

@@ -281,7 +281,7 @@ COUNTS = {
     "camvid": 42,
     "camvid_cpu": 66,
     "camvid_cpu_ablation": 39,
-    "camvid_cpu_further": 12,
+    "camvid_cpu_further": 24,
     "paper": 630,
     "ablation": 230,
 }

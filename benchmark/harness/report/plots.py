@@ -80,10 +80,8 @@ def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
 
 def _chosen(groups: list[tuple[str, ...]], matrix: Matrix) -> list[tuple[str, ...]]:
     """Return the groups that get a curve, in the order of the file."""
-    first = [g for g in groups if g == matrix.baseline_of(g) or g[2] in (matrix.compare or ())]
-    others = [g for g in groups if g not in first]
-    chosen = {*first, *others[: max(0, MOST_CURVES - len(first))]}
-    return [g for g in groups if g in chosen]
+    ranked = sorted(groups, key=lambda g: g != matrix.baseline_of(g) and g[2] not in (matrix.compare or ()))
+    return [group for group in groups if group in ranked[:MOST_CURVES]]
 
 
 def differences(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figure | None":
