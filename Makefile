@@ -29,18 +29,18 @@ test: $(STAMP)  ## run the tests
 test-slow: $(STAMP)  ## run the slow tests too
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(STAMP)  ## lint, format, types, and whether the README's tables are fresh
+check: $(STAMP)  ## lint, format, types, and whether the tables of results are fresh
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python benchmark/readme_tables.py --check
+	@$(BIN)/python benchmark/result_tables.py --check
 
 format: $(STAMP)  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-tables: $(STAMP)  ## write the README's tables from benchmark/results
-	@$(BIN)/python benchmark/readme_tables.py
+tables: $(STAMP)  ## write the tables of README and notes from benchmark/results
+	@$(BIN)/python benchmark/result_tables.py
 
 conformance:  ## compare with the real Detectron2 in the environment of PYTHON
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is None)" || { \

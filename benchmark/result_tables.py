@@ -1,6 +1,6 @@
-"""Write the README's result tables from the result files under benchmark/results.
+"""Write the tables of the README and of the notes beside results from the result files under benchmark/results.
 
-``python benchmark/readme_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
+``python benchmark/result_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
 comparison; if the faults.json of fault_report.py, what was broken and what was seen; if a table.md, what a script of
@@ -24,6 +24,7 @@ FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark" / "results"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
 
@@ -73,24 +74,25 @@ def _row(name: str, result: dict[str, Any]) -> str:
 
 def update(text: str) -> str:
     """Return ``text`` with every marked table rendered anew."""
-    return TABLE.sub(
-        lambda found: found[1] + render(ROOT / "benchmark" / "results" / found["name"]) + found[3], text
-    )
+    return TABLE.sub(lambda found: found[1] + render(RESULTS / found["name"]) + found[3], text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = update(before)
-    if check and before != after:
-        sys.stderr.write("README.md: a table is out of date; run: make tables\n")
-        return 1
-    if not check:
-        readme.write_text(after, encoding="utf-8")
-    return 0
+    stale = False
+    for page in (ROOT / "README.md", *sorted(RESULTS.glob("*/NOTES.md"))):
+        before = page.read_text(encoding="utf-8")
+        after = update(before)
+        if before == after:
+            continue
+        if check:
+            sys.stderr.write(f"{page.relative_to(ROOT)}: a table is out of date; run: make tables\n")
+            stale = True
+        else:
+            page.write_text(after, encoding="utf-8")
+    return int(stale)
 
 
 if __name__ == "__main__":

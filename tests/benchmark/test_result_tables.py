@@ -1,4 +1,4 @@
-"""The README's tables come from result files."""
+"""The tables of README and notes come from result files."""
 
 import importlib.util
 import sys
@@ -13,11 +13,11 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmark"
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARK))
-    spec = importlib.util.spec_from_file_location("readme_tables", BENCHMARK / "readme_tables.py")
+    spec = importlib.util.spec_from_file_location("result_tables", BENCHMARK / "result_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "readme_tables", module)
+    monkeypatch.setitem(sys.modules, "result_tables", module)
     spec.loader.exec_module(module)
     return module
 
@@ -62,3 +62,30 @@ def test_the_rows_of_a_fault_report_become_its_table(
         "| disk | 1,200 | fine |",
         "| c | 0 | not tried: needs root |",
     ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmark/results/smoke/NOTES.md"])
+def test_a_table_that_differs_from_its_file_is_named_and_then_written(
+    tables: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    page: str,
+) -> None:
+    results = tmp_path / "benchmark" / "results"
+    (results / "smoke").mkdir(parents=True)
+    (results / "smoke" / "table.md").write_text("| a |\n|---|\n| 1 |\n")
+    (tmp_path / "README.md").write_text("# A project\n")
+    (tmp_path / page).write_text("before\n<!-- table: smoke -->\nold\n<!-- end: smoke -->\nafter\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    monkeypatch.setattr(sys, "argv", ["result_tables.py", "--check"])
+    assert tables.main() == 1
+    assert capsys.readouterr().err == f"{page}: a table is out of date; run: make tables\n"
+    monkeypatch.setattr(sys, "argv", ["result_tables.py"])
+    assert tables.main() == 0
+    assert (tmp_path / page).read_text() == (
+        "before\n<!-- table: smoke -->\n| a |\n|---|\n| 1 |\n<!-- end: smoke -->\nafter\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["result_tables.py", "--check"])
+    assert tables.main() == 0
