@@ -85,7 +85,12 @@ class Matrix:
             raise InputError(
                 f"--against {name} is no method or ablation of {self.path}{nearest(name, there)}"
             )
-        return replace(self, baseline={**self.baseline, axis: name})
+        other = replace(self, baseline={**self.baseline, axis: name})
+        groups = other.groups()
+        if not any(other.baseline_of(group) in groups for group in groups):
+            wanted = ", ".join(f"{key} {value}" for key, value in other.baseline.items())
+            raise InputError(f"--against {name}: {self.path} has no cell of {wanted} to compare with")
+        return other
 
 
 def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str] | None = None) -> Matrix:

@@ -172,6 +172,21 @@ def test_another_ablation_to_compare_with_leaves_the_method(bench):
     assert matrix.against("one").baseline_of(group) == (*group[:2], "one", "default")
 
 
+def test_an_ablation_that_the_baseline_s_method_lacks_is_refused(bench):
+    point = {"config": str(bench.folder / "plain.yaml")}
+    matrix = read_matrix(
+        bench.matrix(
+            methods={"baseline": point, "ours": {**point, "overrides": {"O": 1}}},
+            ablations={"default": None, "t=1": {"overrides": {"T": 1}}},
+            exclude=[{"method": "baseline", "ablation": "t=1"}],
+            baseline="baseline",
+            seeds=[1],
+        )
+    )
+    with pytest.raises(InputError, match=r"has no cell of method baseline, ablation t=1 to compare with"):
+        matrix.against("t=1")
+
+
 def test_published_figures_stand_apart_with_protocol_and_source(matrix, tmp_path):
     here = dataclasses.replace(
         matrix, cells=tuple(dataclasses.replace(cell, dataset="cityscapes") for cell in matrix.cells)
