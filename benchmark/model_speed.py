@@ -4,11 +4,12 @@ Every row of a table runs twice per round, round after round, and the second tim
 itself, and a busy machine slows all rows alike. Times are medians, ratios medians of the ratios within a round (see
 contrast_speed.py). Where Detectron2 is importable and not in use (HICL_RUNTIME=lite), its own model of the same config
 and weights is a row too. Predictions with and without the branch are compared bit for bit; the command exits 1 if they
-differ. Arithmetic is fvcore's count at inference, in which a multiplication with its addition is one, as in the tables
+differ. A training step runs in the precision that SOLVER.AMP names, as the trainer's does. Arithmetic is fvcore's count at inference, in which a multiplication with its addition is one, as in the tables
 of Detectron2 and Mask2Former.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import statistics
@@ -27,6 +28,7 @@ from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.engine.setup import PRECISIONS
 from hicl_d2.modeling.check import base_architecture, blank_size
 
 PLAIN, BRANCH, DETECTRON2 = "plain", "with the branch", "Detectron2's own"
@@ -68,7 +70,8 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
     models = build_models(cfg)
     batch = make_batch(cfg, batch_size)
     images = [{"image": batch[0]["image"], "height": 64, "width": 64}]
-    training = {row: training_step(model, batch) for row, model in models.items()}
+    precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+    training = {row: training_step(model, batch, precision) for row, model in models.items()}
     inference = {row: inference_step(model, images) for row, model in models.items()}
     steps = measure(training, rounds, device)
     peaks = {row: peak_bytes(step, device) / 1e6 for row, step in training.items()}
@@ -89,7 +92,7 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
     same = torch.equal(inference[PLAIN](), inference[BRANCH]())
     height, width = blank_size(cfg)
     lines = [
-        f"{name}: {batch_size} x {height} x {width}, {device}, torch {torch.__version__}, {RUNTIME}",
+        f"{name}: {batch_size} x {height} x {width}, {device}, {precision or torch.float32}, torch {torch.__version__}, {RUNTIME}",
         tabulate(rows, headers=HEADERS, floatfmt=".3f", intfmt=","),
         f"predictions with and without the branch: {'the same bits' if same else 'DIFFERENT'}",
     ]
@@ -173,14 +176,22 @@ def make_batch(cfg: CfgNode, size: int) -> list[dict[str, Any]]:
     return batch
 
 
-def training_step(model: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], Any]:
-    """Return forward and backward of ``model`` on ``batch``; statistics of norms stay what they are."""
+def training_step(
+    model: nn.Module, batch: list[dict[str, Any]], precision: torch.dtype | None = None
+) -> Callable[[], Any]:
+    """Return forward and backward of ``model`` on ``batch``; statistics of norms stay what they are.
+
+    ``precision`` is that of autocast; None: full.
+    """
+    device = next(model.parameters()).device.type
 
     def step() -> None:
         state = {name: value.clone() for name, value in model.named_buffers()}
         model.train()
         model.zero_grad()
-        sum(model(batch).values()).backward()
+        with torch.autocast(device, dtype=precision) if precision else contextlib.nullcontext():
+            loss = sum(model(batch).values())
+        loss.backward()
         for name, value in model.named_buffers():
             value.copy_(state[name])
 
