@@ -4,8 +4,8 @@ Every row of a table runs twice per round, round after round, and the second tim
 itself, and a busy machine slows all rows alike. Times are medians, ratios medians of the ratios within a round (see
 contrast_speed.py). Where Detectron2 is importable and not in use (HICL_RUNTIME=lite), its own model of the same config
 and weights is a row too. Predictions with and without the branch are compared bit for bit; the command exits 1 if they
-differ. A training step runs in the precision that SOLVER.AMP names, as the trainer's does. Arithmetic is fvcore's count at inference, in which a multiplication with its addition is one, as in the tables
-of Detectron2 and Mask2Former.
+differ. A training step runs in the precision that SOLVER.AMP names, as the trainer's does. Arithmetic is fvcore's count at
+inference, in which a multiplication with its addition is one, as in the tables of Detectron2 and Mask2Former.
 """
 
 import argparse
@@ -91,8 +91,9 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
     ]
     same = torch.equal(inference[PLAIN](), inference[BRANCH]())
     height, width = blank_size(cfg)
+    shown = precision or torch.float32
     lines = [
-        f"{name}: {batch_size} x {height} x {width}, {device}, {precision or torch.float32}, torch {torch.__version__}, {RUNTIME}",
+        f"{name}: {batch_size} x {height} x {width}, {device}, {shown}, torch {torch.__version__}, {RUNTIME}",
         tabulate(rows, headers=HEADERS, floatfmt=".3f", intfmt=","),
         f"predictions with and without the branch: {'the same bits' if same else 'DIFFERENT'}",
     ]

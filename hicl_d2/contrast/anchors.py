@@ -46,8 +46,9 @@ def sample_balanced(
         share: 0 to 1.
     """
     counts_of = num_groups if special is None else 2 * num_groups
-    fine = group.long() if special is None else 2 * group.long() + special.long()
-    fine = torch.where((group >= 0) & (group < num_groups), fine, counts_of)
+    fine = group.clamp(-1, num_groups).int()
+    if special is not None:
+        fine = fine.mul_(2).add_(special)
     order, bounds = _shuffle_by_group(fine, counts_of, generator)
     counts = bounds.diff()
     if special is None:
@@ -59,27 +60,21 @@ def sample_balanced(
     slot = torch.arange(budget, device=group.device)
     of_group = torch.searchsorted(ends, slot, right=True)
     valid = of_group < counts_of
-    inside = of_group.clamp(max=counts_of - 1)
-    position = bounds[inside] + slot - (ends - quota)[inside]
-    index = (
-        torch.where(valid, order[torch.where(valid, position, 0)], 0)
-        if group.numel()
-        else torch.zeros_like(slot)
-    )
-    if special is not None:
-        of_group = of_group // 2
-    return Sample(index, torch.where(valid, of_group, num_groups), valid)
+    first = bounds[:-1] - ends + quota
+    position = first[of_group.clamp(max=counts_of - 1)] + slot
+    index = order[position.clamp_(max=len(order) - 1)] * valid if group.numel() else torch.zeros_like(slot)
+    return Sample(index, of_group if special is None else of_group // 2, valid)
 
 
 def _shuffle_by_group(group: Tensor, num_groups: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sort candidates (N,) by group, at random inside each.
+    """Sort candidates (N,) by group, int32, from -2 to num_groups + 1, at random inside each.
 
     Returns the order (N,) and where each group starts in it (num_groups + 1,). Group and random bits share one 32-bit
     key, which torch sorts by radix on a CPU.
     """
-    bits = 31 - max(1, num_groups).bit_length()
+    bits = 31 - (num_groups + 1).bit_length()
     key = torch.randint(1 << bits, group.shape, generator=generator, device=group.device, dtype=torch.int32)
-    ordered, order = (key + (group.int() << bits)).sort(stable=True)
+    ordered, order = key.add_(group << bits).sort(stable=True)
     starts = torch.arange(num_groups + 1, device=group.device, dtype=torch.int32)
     return order, torch.searchsorted(ordered >> bits, starts)
 
@@ -92,17 +87,13 @@ def balanced_quota(counts: Tensor, budget: int, generator: torch.Generator) -> T
     """
     ascending = counts.sort().values
     below = ascending.cumsum(0) - ascending
-    remaining = torch.arange(counts.numel(), 0, -1, device=counts.device)
-    # used[j]: what a level of ascending[j] costs. The last j that fits gives the groups that are filled whole.
-    filled = ((below + ascending * remaining) <= budget).sum()
-    padded = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)])
-    open_groups = (counts.numel() - filled).clamp(min=1)
-    rest = (budget - padded[filled.view(1)]).clamp(min=0)
-    level = torch.where(filled < counts.numel(), rest // open_groups, ascending[-1:])
-    extra = torch.where(filled < counts.numel(), rest - level * open_groups, 0)
+    # A level fits if some number of the smallest groups, filled whole, leaves as much for each of the others.
+    others = torch.arange(counts.numel(), 0, -1, device=counts.device)
+    level = ((budget - below) // others).amax()
+    left = budget - torch.minimum(counts, level).sum()
     lottery = torch.rand(counts.shape, generator=generator, device=counts.device)
-    place = lottery.masked_fill(counts <= level, 2.0).argsort().argsort()
-    return torch.minimum(counts, level) + ((place < extra) & (counts > level))
+    place = lottery.add_(counts <= level).argsort().argsort()
+    return torch.minimum(counts, level + (place < left))
 
 
 def _split_quota(quota: Tensor, counts: Tensor, share: float) -> Tensor:
@@ -119,7 +110,7 @@ def wrongly_predicted(logits: Tensor, classes: Tensor) -> Tensor:
     """
     K = logits.shape[1]
     inside = (classes >= 0) & (classes < K)
-    own = logits.gather(1, torch.where(inside, classes, 0).long()[:, None])[:, 0]
+    own = logits.gather(1, classes.clamp(0, K - 1).long()[:, None])[:, 0]
     return inside & (own < logits.amax(dim=1))
 
 

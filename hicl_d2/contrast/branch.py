@@ -18,7 +18,7 @@ from hicl_d2.contrast.levels import Level, make_levels
 from hicl_d2.contrast.loss import Contrasted, contrast_fused, contrast_plainly
 from hicl_d2.contrast.pairing import Columns, find_own, pair
 from hicl_d2.contrast.pooling import gather_windows, gather_windows_plainly
-from hicl_d2.contrast.pruning import ClassScores, prune, touches_boundary
+from hicl_d2.contrast.pruning import ClassScores, Pruned, prune, touches_boundary
 
 __all__ = ["Drawn", "HiCLBranch"]
 
@@ -30,14 +30,26 @@ class Drawn(NamedTuple):
         anchors: A cells of the flattened (B, h, w), grouped by class.
         components: M windows, grouped by class x L + level; numbered level after level, each a flattened
             (B, rows, columns).
-        hard: 0-d, share of the anchors that are predicted wrongly; 0 without logits.
-        counts: 0-d, by level and name: what pruning kept and why it dropped the rest.
+        hard: (B, h, w) bool, the cells that are predicted wrongly; None without logits.
+        pruned: what pruning left of the candidates, by level.
     """
 
     anchors: Sample
     components: Sample
-    hard: Tensor
-    counts: list[dict[str, Tensor]]
+    hard: Tensor | None
+    pruned: list[Pruned]
+
+
+class _Step(NamedTuple):
+    """Hold what a step's figures are made of."""
+
+    drawn: Drawn
+    result: Contrasted
+    anchors: Tensor
+    components: Tensor
+    columns: Columns
+    own: Tensor
+    levels: Tensor
 
 
 class HiCLBranch(Contrast):
@@ -61,6 +73,10 @@ class HiCLBranch(Contrast):
     >>> bool(output.loss > 0), int(output.diagnostics["hicl/anchors"])
     (True, 512)
     """
+
+    reaches_all = (
+        True  # every anchor passes through the embedding, and there is always a row, if an empty one
+    )
 
     def __init__(
         self,
@@ -167,7 +183,7 @@ class HiCLBranch(Contrast):
 
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, _Step]:
         """Draw anchors and components, embed them, and contrast them. See `Contrast.contrast`."""
         drawn = self.draw(grid, logits, generator)
         anchors, components = self._embed(features, drawn)
@@ -204,13 +220,10 @@ class HiCLBranch(Contrast):
         result = implementation(
             anchors, components, remembered, pairing, self.temperature, self.positive_focus
         )
-        similarities = mean_similarities(
-            anchors, drawn.anchors.group, components, columns, own, self.num_classes, len(self.levels)
-        )
         if self.bank is not None and self.training:
             self.bank.remember(current, current_columns)
         levels = torch.cat([segment.levels for segment in segments])
-        return result.loss, self._diagnostics(drawn, result, levels, similarities)
+        return result.loss, _Step(drawn, result, anchors, components, columns, own, levels)
 
     @torch.no_grad()
     def draw(self, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator) -> Drawn:
@@ -228,7 +241,8 @@ class HiCLBranch(Contrast):
             prune(grid, labels, level, scores) for labels, level in zip(windows, self.levels, strict=True)
         ]
         # Anchors pass the same thresholds, but for confidence: hard ones are wanted.
-        anchor_classes = prune(grid, cells, single).classes
+        is_same = first == single
+        anchor_classes = (pruned[0] if is_same else prune(grid, cells, single)).classes
         hard = None if logits is None else wrongly_predicted(logits, anchor_classes)
         anchors = choose_anchors(
             anchor_classes,
@@ -238,20 +252,16 @@ class HiCLBranch(Contrast):
             hard=hard,
             hard_share=self.hard_share,
         )
-        components = self._choose_components(cells, [part.classes for part in pruned], generator)
-        share = anchors.valid.sum().clamp(min=1)
-        hard_share = torch.zeros_like(share, dtype=torch.float32)
-        if hard is not None:
-            hard_share = (hard.flatten()[anchors.index] & anchors.valid).sum() / share
-        return Drawn(anchors, components, hard_share, [part.counts for part in pruned])
+        return Drawn(anchors, self._choose_components(cells, pruned, generator), hard, pruned)
 
     def _choose_components(
-        self, cells: WindowLabels, classes: list[Tensor], generator: torch.Generator
+        self, cells: WindowLabels, pruned: list[Pruned], generator: torch.Generator
     ) -> Sample:
         K, L = self.num_classes, len(self.levels)
-        group = torch.cat(
-            [torch.where(part >= 0, part * L + k, -1).flatten() for k, part in enumerate(classes)]
-        )
+        group = torch.cat([part.winners.flatten() for part in pruned]).mul_(L)
+        for k, of_level in enumerate(group.split([part.kept.numel() for part in pruned])[1:], start=1):
+            of_level += k
+        group = torch.where(torch.cat([part.kept.flatten() for part in pruned]), group, -1)
         special = None
         if self.boundary_negatives > 0.0:
             special = torch.cat([touches_boundary(cells, level).flatten() for level in self.levels])
@@ -290,25 +300,30 @@ class HiCLBranch(Contrast):
             components = embed(take(features, cells[:0], windows, self.levels, self.compute_dtype))
         return embed(take(features, cells, windows[:0], (), self.compute_dtype)), components
 
-    def _diagnostics(
-        self, drawn: Drawn, result: Contrasted, column_levels: Tensor, similarities: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def describe(self, step: _Step) -> dict[str, Tensor]:
         """Name the figures of a step, per level ``w<window>``."""
-        L = len(self.levels)
+        drawn, result, L = step.drawn, step.result, len(self.levels)
+        positive, negative = mean_similarities(
+            step.anchors, drawn.anchors.group, step.components, step.columns, step.own, self.num_classes, L
+        )
         by_level = result.component_loss.new_zeros(2, L)
-        by_level[0].index_add_(0, column_levels, result.component_loss)
-        by_level[1].index_add_(0, column_levels, result.component_weight)
+        by_level[0].index_add_(0, step.levels, result.component_loss)
+        by_level[1].index_add_(0, step.levels, result.component_weight)
         losses = by_level[0] / torch.where(by_level[1] > 0, by_level[1], 1.0)
+        count = drawn.anchors.valid.sum()
         figures = {
             "hicl/loss": result.loss.detach(),
-            "hicl/anchors": drawn.anchors.valid.sum(),
-            "hicl/hard_share": drawn.hard,
+            "hicl/anchors": count,
+            "hicl/hard_share": torch.zeros_like(losses[0])
+            if drawn.hard is None
+            else (drawn.hard.flatten()[drawn.anchors.index] & drawn.anchors.valid).sum() / count.clamp(min=1),
         }
         for k, level in enumerate(self.levels):
             name = f"hicl/w{level.window}"
-            figures.update({f"{name}/{key}": value for key, value in drawn.counts[k].items()})
-            figures[f"{name}/positive_similarity"] = similarities[0][k]
-            figures[f"{name}/negative_similarity"] = similarities[1][k]
+            figures.update({f"{name}/{key}": value for key, value in drawn.pruned[k].counts().items()})
+            figures[f"{name}/positive_similarity"] = positive[k]
+            figures[f"{name}/negative_similarity"] = negative[k]
             figures[f"{name}/loss"] = losses[k]
         return figures
 

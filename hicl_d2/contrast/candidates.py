@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hicl_d2.contrast import host
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.levels import Level, Link, link_levels
 
@@ -29,6 +30,7 @@ __all__ = [
 _CLASSES = 8
 
 Maps = tuple[Tensor, ...]
+Fold = Callable[[Maps, Link, tuple[int, int]], Maps]
 
 
 class WindowLabels(NamedTuple):
@@ -50,11 +52,11 @@ class WindowLabels(NamedTuple):
 def count_labels(grid: LabelGrid, levels: Sequence[Level]) -> list[WindowLabels]:
     """Count the labels in the windows of ``levels`` (ascending): one entry per level."""
     links = link_levels(levels)
-    labelled = _climb((_count(_truth(torch.lt, grid.planes, grid.num_classes)),), levels, links, _add)
+    labelled = _climb((_count(_truth(torch.lt, grid.planes, grid.num_classes)),), levels, links, _fold_sums)
     classes: list[Tensor] = [labelled[0][0]] * len(levels)
     counts = list(classes)
     if any(level.purity > 0.5 for level in levels):
-        for k, (voted, _) in enumerate(_climb(_vote(grid), levels, links, _merge_votes)):
+        for k, (voted, _) in enumerate(_climb(_vote(grid), levels, links, _fold_votes)):
             if levels[k].purity > 0.5:
                 classes[k], counts[k] = voted, _count_class(grid, voted, levels[k])
     if any(level.purity <= 0.5 for level in levels):
@@ -62,8 +64,7 @@ def count_labels(grid: LabelGrid, levels: Sequence[Level]) -> list[WindowLabels]
             if levels[k].purity <= 0.5:
                 classes[k], counts[k] = most_frequent, count
     return [
-        WindowLabels(torch.where(count > 0, winner, grid.num_classes), count, total)
-        for winner, count, (total,) in zip(classes, counts, labelled, strict=True)
+        WindowLabels(*parts) for parts in zip(classes, counts, (part for (part,) in labelled), strict=True)
     ]
 
 
@@ -95,7 +96,7 @@ def cell_classes(grid: LabelGrid, purity: float = 0.0, coverage: float = 0.0) ->
 def sum_windows(cells: Tensor, window: int, step: int) -> Tensor:
     """Sum cells (B, h, w) over the windows that lie whole on them: (B, rows, columns)."""
     level = Level(window, step, 0.0, 0.0, (0.0, 1.0), 1.0)
-    return _climb((cells,), [level], link_levels([level]), _add)[0][0]
+    return _climb((cells,), [level], link_levels([level]), _fold_sums)[0][0]
 
 
 def tile_windows(windows: Tensor, level: Level, look: Callable[[slice, slice, Tensor], Tensor]) -> Tensor:
@@ -132,45 +133,60 @@ def tile_windows(windows: Tensor, level: Level, look: Callable[[slice, slice, Te
     return total
 
 
-def _climb(
-    cells: Maps, levels: Sequence[Level], links: Sequence[Link], merge: Callable[[Maps, Maps], Maps]
-) -> list[Maps]:
-    """Merge cells (B, h, w) into the windows of each level, each level from the one it is linked to."""
+def _climb(cells: Maps, levels: Sequence[Level], links: Sequence[Link], fold: Fold) -> list[Maps]:
+    """Fold cells (B, h, w) into the windows of each level, each level from the one it is linked to."""
     size = (cells[0].shape[1], cells[0].shape[2])
     reached: list[Maps] = []
     for level, link in zip(levels, links, strict=True):
         source = cells
         if link.parent >= 0:
             source = tuple(part[:, :: link.pick, :: link.pick] for part in reached[link.parent])
-        for dim, length in enumerate(level.extent(size), start=1):
-            source = _fold(source, dim, link, length, merge)
-        reached.append(source)
+        reached.append(fold(source, link, level.extent(size)))
     return reached
 
 
-def _fold(source: Maps, dim: int, link: Link, length: int, merge: Callable[[Maps, Maps], Maps]) -> Maps:
-    """Merge windows along one axis."""
-    last = (length - 1) * link.stride + 1
-    before = (slice(None),) * dim
-    places = [
-        tuple(part[(*before, slice(i, i + last if length else i, link.stride))] for part in source)
-        for i in range(link.factor)
-    ]
-    return reduce(merge, places)
+def _fold_sums(source: Maps, link: Link, extent: tuple[int, int]) -> Maps:
+    """Sum one map over windows."""
+    (part,) = source
+    if link.factor == link.stride == 1:
+        return (part[:, : extent[0], : extent[1]],)
+    if host.on_host(part) or 0 in extent:
+        return _fold(source, link, extent, lambda one, other: (one[0] + other[0],))
+    places = part.unfold(1, link.factor, link.stride).unfold(2, link.factor, link.stride)
+    return (places[:, : extent[0], : extent[1]].sum((3, 4), dtype=part.dtype),)
 
 
-def _add(one: Maps, other: Maps) -> Maps:
-    return (one[0] + other[0],)
+def _fold_votes(source: Maps, link: Link, extent: tuple[int, int]) -> Maps:
+    """Merge classes and votes over windows."""
+    return _fold(source, link, extent, _merge_votes)
+
+
+def _fold(source: Maps, link: Link, extent: tuple[int, int], merge: Callable[[Maps, Maps], Maps]) -> Maps:
+    """Merge the places of every window, along one axis and then along the other."""
+    for dim, length in enumerate(extent, start=1):
+        last = (length - 1) * link.stride + 1
+        before = (slice(None),) * dim
+        places = [
+            tuple(part[(*before, slice(i, i + last if length else i, link.stride))] for part in source)
+            for i in range(link.factor)
+        ]
+        source = reduce(merge, places)
+    return source
 
 
 def _merge_votes(one: Maps, other: Maps) -> Maps:
     """Merge two (classes, votes): equal classes add their votes, of others the stronger keeps what it has more."""
     (classes, votes), (other_classes, other_votes) = one, other
-    # Arithmetic on one integer type: on a CPU it takes a third of the time of torch.where on truth values.
-    wins, same = _truth(torch.ge, votes, other_votes), _truth(torch.eq, classes, other_classes)
-    winner = torch.sub(classes, other_classes).mul_(wins).add_(other_classes)
+    if host.on_host(classes):
+        # Arithmetic on one integer type takes a third of the time of torch.where on truth values.
+        winner = (
+            torch.sub(classes, other_classes).mul_(_truth(torch.ge, votes, other_votes)).add_(other_classes)
+        )
+    else:
+        winner = torch.where(votes >= other_votes, classes, other_classes)
     weaker = torch.minimum(votes, other_votes)
-    return winner, torch.maximum(votes, other_votes).sub_(weaker).add_(same.mul_(weaker), alpha=2)
+    stronger = torch.maximum(votes, other_votes).sub_(weaker)
+    return winner, stronger.addcmul_(_truth(torch.eq, classes, other_classes), weaker, value=2)
 
 
 def _vote(grid: LabelGrid) -> Maps:
@@ -198,6 +214,8 @@ def _truth(compare: Callable[..., Tensor], one: Tensor, other: Tensor | int) -> 
 
 def _count(hits: Tensor) -> Tensor:
     """Count hits (P, ...), 1 or 0 of an integer type, over the first axis: (...) int32."""
+    if not host.on_host(hits):
+        return hits.sum(0, dtype=torch.int32)
     counts = hits if len(hits) <= 255 else hits.int()
     while len(counts) > 1:
         half = len(counts) // 2
@@ -215,7 +233,7 @@ def _count_class(grid: LabelGrid, classes: Tensor, level: Level) -> Tensor:
         level,
         lambda rows, columns, spread: _count(_truth(torch.eq, grid.planes[:, :, rows, columns], spread)),
     )
-    return torch.where(classes < grid.num_classes, count, 0)
+    return count.mul_(classes < grid.num_classes)
 
 
 def _count_every_class(grid: LabelGrid, levels: Sequence[Level], links: Sequence[Link]) -> list[Maps]:
@@ -231,7 +249,7 @@ def _count_every_class(grid: LabelGrid, levels: Sequence[Level], links: Sequence
             (part.view(len(some), B, *part.shape[1:]).long() * K + (K - 1 - some)[:, None, None, None]).amax(
                 0
             )
-            for (part,) in _climb((counts,), levels, links, _add)
+            for (part,) in _climb((counts,), levels, links, _fold_sums)
         ]
         best = [torch.maximum(old, new) for old, new in zip(best, keys, strict=True)] if best else keys
-    return [(K - 1 - key % K, (key // K).int()) for key in best]
+    return [(torch.where(key < K, K, K - 1 - key % K), (key // K).int()) for key in best]

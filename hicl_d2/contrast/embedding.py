@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hicl_d2.contrast import host
+
 __all__ = ["EmbeddingHead"]
 
 # A length below this is taken as this, so that a zero row stays zero.
@@ -151,5 +153,5 @@ def _layers(parameters: Sequence[Tensor]) -> tuple[list[_Hidden], Tensor, Tensor
 
 def _blocks(rows: Tensor) -> list[slice]:
     """Split N rows into blocks; on other devices than a CPU everything is one block."""
-    size = _ROWS if rows.device.type == "cpu" else max(1, len(rows))
+    size = _ROWS if host.on_host(rows) else max(1, len(rows))
     return [slice(i, i + size) for i in range(0, len(rows), size)]

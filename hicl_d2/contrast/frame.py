@@ -33,7 +33,7 @@ class ContrastOutput(NamedTuple):
 
     Attributes:
         loss: 0-d float32 (float64 for a float64 module), with a graph to every parameter.
-        diagnostics: 0-d, detached figures by name.
+        diagnostics: 0-d, detached figures by name; none where they were not asked for.
     """
 
     loss: Tensor
@@ -47,7 +47,12 @@ class Contrast(nn.Module):
     the feature grid, brings the logits to it, draws from a private generator (the global random state is never
     touched), and gives every parameter a gradient in every step, also where nothing was found to contrast. Inside a
     model given to `torch.compile` it runs as it is, uncompiled.
+
+    Attributes:
+        reaches_all: whether the loss of `contrast` has a graph to every parameter by itself, whatever was found.
     """
+
+    reaches_all = False
 
     def __init__(
         self,
@@ -86,7 +91,13 @@ class Contrast(nn.Module):
 
     @_uncompiled
     def forward(
-        self, features: Tensor, labels: Tensor, logits: Tensor | None = None, *, seed: int = 0
+        self,
+        features: Tensor,
+        labels: Tensor,
+        logits: Tensor | None = None,
+        *,
+        seed: int = 0,
+        describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch.
 
@@ -95,6 +106,7 @@ class Contrast(nn.Module):
             labels: (B, H, W) integer at image resolution; ``ignore_value`` and values outside the classes are unlabelled.
             logits: (B, K, h', w') class scores, or None.
             seed: of everything drawn in this step.
+            describe: make the diagnostics; without them a step asks less of the device.
 
         Raises ValueError where the shapes do not fit together.
         """
@@ -106,14 +118,15 @@ class Contrast(nn.Module):
                 logits = resize_logits(logits, size)
             generator = torch.Generator(device=features.device)
             generator.manual_seed(seed)
-            loss, diagnostics = self.contrast(features, grid, logits, generator)
-            loss = loss + zero_with_graph(self)
-        return ContrastOutput(loss, diagnostics)
+            loss, step = self.contrast(features, grid, logits, generator)
+            if not self.reaches_all:
+                loss = loss + zero_with_graph(self)
+            return ContrastOutput(loss, self.describe(step) if describe else {})
 
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss (0-d) and its diagnostics (0-d, detached).
+    ) -> tuple[Tensor, Any]:
+        """Compute the loss (0-d), and whatever `describe` makes the diagnostics of.
 
         Args:
             features: (B, C, h, w) as the caller gave them (use `compute_dtype` for rows taken out of them).
@@ -122,6 +135,10 @@ class Contrast(nn.Module):
             generator: on the features' device, seeded for this step.
         """
         raise NotImplementedError
+
+    def describe(self, step: Any) -> dict[str, Tensor]:
+        """Make the diagnostics (0-d, detached, by name) of what `contrast` returned: by default, it is them."""
+        return step
 
     @property
     def compute_dtype(self) -> torch.dtype:

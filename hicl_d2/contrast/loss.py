@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hicl_d2.contrast import host
 from hicl_d2.contrast.pairing import Pairing
 
 __all__ = ["Contrasted", "contrast_fused", "contrast_plainly"]
@@ -187,7 +188,7 @@ class _Work:
         self.shifted = temperature < _SAFE_TEMPERATURE
         self.own_similarity = _OWN_SHIFTED if self.shifted else _OWN
         per_anchor = max(1, len(components))
-        if _reads_freely(anchors):
+        if host.on_host(anchors):
             self.strip = _STRIP
             self.chunk = max(1, round(_CHUNK / per_anchor / _STRIP)) * _STRIP
         else:
@@ -231,7 +232,7 @@ class _Work:
         the segments of components are sorted. On other devices it is always all columns.
         """
         starts = range(0, len(self.scaled), self.strip)
-        if not _reads_freely(self.scaled):
+        if not host.on_host(self.scaled):
             return [[(0, len(self.components))] for _ in starts]
         classes = self.pairing.anchor_class
         first = classes[:: self.strip].contiguous()
@@ -336,8 +337,3 @@ class _Work:
     def _of_block(self, values: Tensor, columns: slice) -> Tensor:
         """Lay values (a, blocks) over columns: (a, m), or (a, 1) where there is one block."""
         return values if self.one_block else values.index_select(1, self.pairing.block[columns])
-
-
-def _reads_freely(tensor: Tensor) -> bool:
-    """Tell whether the host can read values without waiting for a device."""
-    return tensor.device.type == "cpu"

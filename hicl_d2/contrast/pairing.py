@@ -9,6 +9,9 @@ from torch import Tensor
 
 from hicl_d2.contrast.anchors import Sample
 
+# What is divided by is at least this.
+_TINY = 1e-30
+
 __all__ = ["Columns", "Pairing", "find_own", "pair"]
 
 
@@ -103,31 +106,32 @@ def pair(
     K, L, dtype, device = num_classes, len(level_weights), level_weights.dtype, anchor_class.device
     classes = torch.cat([segment.classes for segment in segments])
     levels = torch.cat([segment.levels for segment in segments])
-    present = classes < K
+    present = (classes < K).to(dtype)
     counts = torch.zeros((K + 1) * L, dtype=dtype, device=device)
-    counts.scatter_add_(0, classes * L + levels, present.to(dtype))
+    counts.scatter_add_(0, classes * L + levels, present)
     positives = counts.view(K + 1, L)[anchor_class]
     positives[:, 0] -= (own < len(classes)).to(dtype)
     if separate:
         block = levels
         blocks = torch.zeros(len(levels), L, dtype=dtype, device=device)
-        blocks.scatter_(1, levels[:, None], present.to(dtype)[:, None])
-        weight, block_weight, total = present.to(dtype), level_weights, positives
+        blocks.scatter_(1, levels[:, None], present[:, None])
+        weight, block_weight, total = present, level_weights, positives
     else:
-        block, blocks = torch.zeros_like(levels), present.to(dtype)[:, None]
-        inside = torch.ones_like(level_weights) if uniform else level_weights
-        weight = torch.where(present, inside[levels], 0.0)
-        block_weight, total = level_weights.new_ones(1), (positives @ inside)[:, None]
-    counted = (positives > 0) if separate else (positives.sum(1, keepdim=True) > 0)
-    anchors = counted.to(dtype).sum(0)
+        block, blocks = torch.zeros_like(levels), present[:, None]
+        number = positives.sum(1, keepdim=True)
+        weight = present if uniform else present * level_weights[levels]
+        total = number if uniform else (positives @ level_weights)[:, None]
+        block_weight = level_weights.new_ones(1)
+    counted = ((positives if separate else number) > 0).to(dtype)
+    anchors = counted.sum(0)
     world = 1
     if across_ranks:
         dist.all_reduce(anchors)
         world = dist.get_world_size()
-    block_weight = torch.where(anchors > 0, block_weight, 0.0)
-    per_anchor = world * block_weight / (block_weight.sum().clamp(min=1e-30) * anchors.clamp(min=1.0))
-    share = torch.where(counted, per_anchor, 0.0)
-    unit = torch.where(counted, per_anchor / torch.where(counted, total, 1.0), 0.0)
+    block_weight = block_weight * anchors.clamp(max=1.0)
+    per_anchor = world * block_weight / (block_weight.sum().clamp(min=_TINY) * anchors.clamp(min=1.0))
+    share = counted * per_anchor
+    unit = share / total.clamp(min=_TINY)
     return Pairing(
         anchor_class,
         classes,

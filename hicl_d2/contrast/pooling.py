@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hicl_d2.contrast import host
 from hicl_d2.contrast.levels import Level, Link, link_levels
 
 __all__ = ["gather_cells", "gather_windows", "gather_windows_plainly"]
@@ -88,7 +89,7 @@ class _GatherWindows(torch.autograd.Function):
         if plan.rows:
             components = rows[len(cells) :].mul_(scale[:, :1])
             components.addcmul_(sums.index_select(0, in_sums), scale[:, 1:])
-        ctx.plan, ctx.sums = plan, sums
+        ctx.plan = plan
         ctx.like = (features.shape, features.dtype, features.device)
         ctx.save_for_backward(cells, in_cells, in_sums, scale)
         return rows
@@ -101,15 +102,13 @@ class _GatherWindows(torch.autograd.Function):
         shape, dtype, device = ctx.like
         layout = torch.channels_last if plan.channels_last else torch.contiguous_format
         grad = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
-        # The pyramid of sums has served its purpose: its memory takes their gradient.
-        sums, components = ctx.sums.zero_(), grad_rows[len(cells) :]
+        sums = grad_rows.new_zeros(plan.rows, plan.channels)
         if plan.rows:
+            components = grad_rows[len(cells) :]
             sums.index_add_(0, in_sums, components * scale[:, 1:])
-            components = components * scale[:, :1]
+            grad_rows = torch.cat([grad_rows[: len(cells)], components * scale[:, :1]])
         plan.unpool(sums, grad)
-        plan.add_cells(grad, cells, grad_rows[: len(cells)])
-        if plan.cells:
-            plan.add_cells(grad, in_cells, components)
+        plan.add_cells(grad, torch.cat([cells, in_cells]), grad_rows)
         return grad, None, None, None, None
 
 
@@ -133,8 +132,7 @@ class _Plan:
             self.starts.append(self.rows)
             self.rows += 0 if level.window == 1 else self.batch * rows * columns
         # Pixels' channels lie far apart in (B, C, h, w): there, work in blocks that stay in the cache.
-        on_cpu = features.device.type == "cpu"
-        self.block = (1, _CHANNELS) if on_cpu else (self.batch, self.channels)
+        self.block = (1, _CHANNELS) if host.on_host(features) else (self.batch, self.channels)
 
     def view(self, sums: Tensor, k: int) -> Tensor:
         """Return level k's part of ``sums`` (rows, C) as (B, rows, columns, C)."""
@@ -213,13 +211,13 @@ class _Plan:
         if not self.rows:
             return windows, windows, torch.ones(len(windows), 2, dtype=dtype, device=windows.device)
         is_cell = windows < self.cells
-        in_cells = torch.where(is_cell, windows, 0)
-        in_sums = (windows - self.cells).clamp(min=0)
-        area = torch.zeros_like(windows)
-        for k, level in enumerate(self.levels):
+        above = windows - self.cells
+        scale = torch.zeros(len(windows), 2, dtype=dtype, device=windows.device)
+        scale[:, 0] = is_cell
+        for start, level in zip(self.starts, self.levels, strict=True):
             if level.window > 1:
-                area = torch.where(in_sums >= self.starts[k], level.window**2, area)
-        return in_cells, in_sums, torch.stack([is_cell.to(dtype), (~is_cell).to(dtype) / area], dim=1)
+                scale[:, 1].masked_fill_(above >= start, 1.0 / level.window**2)
+        return windows * is_cell, above.clamp(min=0), scale
 
     def take_cells(self, features: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Take cells ``index`` (N,): (N, C)."""

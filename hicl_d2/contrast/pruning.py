@@ -1,5 +1,6 @@
 """Which windows become components, and which cells become anchors."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,16 +14,40 @@ __all__ = ["ClassScores", "Pruned", "prune", "touches_boundary"]
 
 
 class Pruned(NamedTuple):
-    """Hold what is left of one level's candidates.
+    """Hold what each criterion leaves of one level's candidates, (B, rows, columns) each.
 
     Attributes:
-        classes: (B, rows, columns) int64; -1 where the candidate was dropped.
-        counts: 0-d, by name: candidates, pruned_coverage, pruned_purity, pruned_confidence and kept. A candidate counts
-            under the first criterion that it fails, in this order; without any label it fails coverage.
+        winners: integer, the most frequent class of every candidate.
+        covered: bool, labelled enough.
+        pure: bool, and pure enough.
+        kept: bool, and predicted within the range of confidence: a component.
     """
 
-    classes: Tensor
-    counts: dict[str, Tensor]
+    winners: Tensor
+    covered: Tensor
+    pure: Tensor
+    kept: Tensor
+
+    @property
+    def classes(self) -> Tensor:
+        """Return the class of every component, (B, rows, columns) int64; -1 where the candidate was dropped."""
+        return torch.where(self.kept, self.winners.long(), -1)
+
+    def counts(self) -> dict[str, Tensor]:
+        """Return, 0-d, by name: candidates, pruned_coverage, pruned_purity, pruned_confidence and kept.
+
+        A candidate counts under the first criterion that it fails, in this order; without any label it fails coverage.
+        """
+        left = torch.stack(
+            [torch.full_like(self.kept.sum(), self.kept.numel()), *(part.sum() for part in self[1:])]
+        )
+        dropped = left[:-1] - left[1:]
+        names = ("pruned_coverage", "pruned_purity", "pruned_confidence")
+        return {
+            "candidates": left[0],
+            **dict(zip(names, dropped.unbind(), strict=True)),
+            "kept": left[-1],
+        }
 
 
 def prune(grid: LabelGrid, labels: WindowLabels, level: Level, scores: "ClassScores | None" = None) -> Pruned:
@@ -34,26 +59,19 @@ def prune(grid: LabelGrid, labels: WindowLabels, level: Level, scores: "ClassSco
         level: with the thresholds.
         scores: predictions; without them, or with a range of (0, 1), confidence is not asked for.
     """
-    area = (level.window * grid.stride) ** 2
-    covered = (labels.labelled > 0) & (labels.labelled / area >= level.coverage)
-    pure = covered & (labels.count > 0) & (labels.count / labels.labelled.clamp(min=1) >= level.purity)
+    # The least number of labelled pixels; the little taken off is for shares that binary fractions only come near.
+    least = max(1, math.ceil(level.coverage * (level.window * grid.stride) ** 2 - 1e-6))
+    covered = labels.labelled >= least
+    # Where nothing is labelled, 0 / 0 passes no comparison.
+    pure = covered & (labels.count / labels.labelled >= level.purity)
+    if level.purity == 0.0:
+        pure &= labels.count > 0
     kept = pure
     low, high = level.confidence
     if scores is not None and (low > 0.0 or high < 1.0):
         probability = scores.mean_probability(labels.classes, level)
         kept = pure & (probability >= low) & (probability <= high)
-    counts = [
-        covered.numel() - covered.sum(),
-        covered.sum() - pure.sum(),
-        pure.sum() - kept.sum(),
-        kept.sum(),
-    ]
-    names = ("pruned_coverage", "pruned_purity", "pruned_confidence", "kept")
-    figures = {
-        "candidates": torch.full_like(counts[0], covered.numel()),
-        **dict(zip(names, counts, strict=True)),
-    }
-    return Pruned(torch.where(kept, labels.classes.long(), -1), figures)
+    return Pruned(labels.classes, covered, pure, kept)
 
 
 class ClassScores:

@@ -132,8 +132,10 @@ class ModelWithBranch(nn.Module):
             return zero_with_graph(self.hicl) + features.flatten()[:0].sum()
         labels = _batch_labels(batched_inputs, seen["image"], self.hicl.ignore_value)
         seed = (schedule.seed * 1_000_003 + (iteration or 0)) * 4096 + comm.get_rank()
-        loss, diagnostics = self.hicl(features, labels, self._logits(seen.get("logits")), seed=seed)
-        if iteration is not None and (iteration + 1) % schedule.log_period == 0:
+        is_logged = iteration is not None and (iteration + 1) % schedule.log_period == 0
+        logits = self._logits(seen.get("logits"))
+        loss, diagnostics = self.hicl(features, labels, logits, seed=seed, describe=is_logged)
+        if is_logged:
             _log(diagnostics)
         return weight * loss
 

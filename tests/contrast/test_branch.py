@@ -127,7 +127,7 @@ def test_draws_what_the_loops_keep() -> None:
         anchors, components = read_windows(branch, drawn, features)
         assert components == kept
         assert anchors == find_anchor_cells(labels, (5, 6), 2, 4, levels[0])
-        for counts, reason in zip(drawn.counts, reasons, strict=True):
+        for counts, reason in zip((part.counts() for part in drawn.pruned), reasons, strict=True):
             assert {name.removeprefix("pruned_"): int(count) for name, count in counts.items()} == reason
 
 

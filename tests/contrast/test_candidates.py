@@ -109,7 +109,7 @@ def test_pruning_equals_the_loops(
         pruned = prune(grid, statistics, level, scores)
         for image, i, j in (pruned.classes >= 0).nonzero().tolist():
             got[(number, image, i * level.step, j * level.step)] = int(pruned.classes[image, i, j])
-        assert {key.removeprefix("pruned_"): int(n) for key, n in pruned.counts.items()} == reason
+        assert {key.removeprefix("pruned_"): int(n) for key, n in pruned.counts().items()} == reason
     assert got == expected
 
 

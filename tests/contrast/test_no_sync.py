@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from hicl_d2.contrast import loss
+from hicl_d2.contrast import host
 from tests.contrast.batches import make_batch, make_branch
 from tests.contrast.contrast_tester import ForbidWaiting
 from tests.contrast.test_branch import FORMS
@@ -18,7 +18,7 @@ STEPS = {**FORMS, "bank": {"bank_size": 3}, "bank_start": {"bank_size": 3, "bank
 def test_a_step_waits_for_nothing(form: str, everywhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also as on other devices than a CPU, where no range of equal classes is read back."""
     if everywhere:
-        monkeypatch.setattr(loss, "_reads_freely", lambda tensor: False)
+        monkeypatch.setattr(host, "on_host", lambda tensor: False)
     branch = make_branch(torch.float32, **STEPS[form])
     for with_logits in (True, False):
         features, labels, logits = make_batch(dtype=torch.float32)
@@ -32,7 +32,7 @@ def test_the_form_for_other_devices_gives_the_same(form: str, monkeypatch: pytes
     found = []
     for everywhere in (False, True):
         if everywhere:
-            monkeypatch.setattr(loss, "_reads_freely", lambda tensor: False)
+            monkeypatch.setattr(host, "on_host", lambda tensor: False)
         branch = make_branch(**FORMS[form])
         features, labels, logits = make_batch()
         output = branch(features, labels, logits)
