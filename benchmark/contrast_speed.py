@@ -10,7 +10,7 @@ kept for the next step (`keep_freed_memory`), for all rows alike.
 The floor is the matrix products alone that Hi-CL's loss cannot do without, of the same run and the same
 sizes: the two layers of the embedding forward and both their gradients, for every anchor and component, and
 the similarities forward and both their gradients. Peers run with their own default budgets: the products'
-GFLOP say how much each does.
+GFLOP say how much each does. Operators are what a step asks of a GPU, call by call, and are counted on any machine.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
-from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes
+from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, operators, peak_bytes
 from speed.targets import verdict
 
 from hicl_d2.contrast import CONTRASTS
@@ -33,7 +33,19 @@ from hicl_d2.contrast import CONTRASTS
 PEERS = tuple(name for name in CONTRASTS if name != "hicl")
 FLOOR, FUSED, FUSED_LAST, TEXTBOOK = "matrix products", "hicl", "hicl, channels_last", "hicl textbook"
 EQUAL = "pixel, as many pairs as hicl"
-COLUMNS = ("table", "case", "row", "ms", "to_floor", "to_hicl", "to_first", "gflop", "peak_mb", "peak_to_map")
+COLUMNS = (
+    "table",
+    "case",
+    "row",
+    "ms",
+    "to_floor",
+    "to_hicl",
+    "to_first",
+    "gflop",
+    "operators",
+    "peak_mb",
+    "peak_to_map",
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,7 @@ def compare_methods(case: Case, plan: Plan, device: torch.device, report: Report
             to_floor=median_ratio(times[name], times[FLOOR]),
             to_hicl=median_ratio(times[name], times[FUSED]),
             gflop=gigaflops(step),
+            operators=operators(step),
             peak_mb=None if peak is None else peak / 1e6,
             peak_to_map=None if peak is None else peak / case.map_bytes,
         )

@@ -5,7 +5,8 @@ itself, and a busy machine slows all rows alike. Times are medians, ratios media
 contrast_speed.py). Where Detectron2 is importable and not in use (HICL_RUNTIME=lite), its own model of the same config
 and weights is a row too. Predictions with and without the branch are compared bit for bit; the command exits 1 if they
 differ. A training step runs in the precision that SOLVER.AMP names, as the trainer's does. Arithmetic is fvcore's count at
-inference, in which a multiplication with its addition is one, as in the tables of Detectron2 and Mask2Former.
+inference, in which a multiplication with its addition is one, as in the tables of Detectron2 and Mask2Former. Operators are
+what a training step asks of a GPU, call by call, without the optimiser, and are counted on any machine.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from speed.meter import measure, median_ratio, peak_bytes
+from speed.meter import measure, median_ratio, operators, peak_bytes
 from tabulate import tabulate
 from torch import nn
 
@@ -41,6 +42,7 @@ HEADERS = (
     "ms / image",
     "to plain",
     "peak MB / step",
+    "operators / step",
 )
 DEFAULT = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
 
@@ -86,6 +88,7 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
             statistics.median(passes[row]),
             median_ratio(passes[row], passes[PLAIN]),
             peaks[row],
+            operators(training[row]),
         )
         for row, model in models.items()
     ]

@@ -94,7 +94,10 @@ def make_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 def make_step(contrast: Contrast, batch: tuple[Tensor, Tensor, Tensor], layout: torch.memory_format) -> Step:
-    """Return one forward and backward pass of ``contrast``, always with the same samples, that leaves nothing behind."""
+    """Return one forward and backward pass of ``contrast``, always with the same samples, that leaves nothing behind.
+
+    Like most steps of training it makes no diagnostics.
+    """
     features = batch[0].contiguous(memory_format=layout).requires_grad_()
     contrast.to(features.device)
     for module in contrast.modules():
@@ -103,7 +106,7 @@ def make_step(contrast: Contrast, batch: tuple[Tensor, Tensor, Tensor], layout: 
             module.written.fill_(module.size)
 
     def step() -> None:
-        contrast(features, batch[1], batch[2], seed=1).loss.backward()
+        contrast(features, batch[1], batch[2], seed=1, describe=False).loss.backward()
         features.grad = None
         contrast.zero_grad(set_to_none=True)
 

@@ -223,6 +223,15 @@ class ContrastTester:
         assert losses[0] == losses[1]
         assert torch.equal(state, torch.get_rng_state())
 
+    def test_figures_that_nobody_asked_for_are_not_made(self) -> None:
+        features, labels, logits = self.make_batch()
+        contrast = self.make().eval()
+        described = contrast(features, labels, logits)
+        plain = contrast(features, labels, logits, describe=False)
+        assert described.diagnostics
+        assert plain.diagnostics == {}
+        assert torch.equal(plain.loss, described.loss)
+
     def test_memory_layout_does_not_matter(self) -> None:
         contrast = self.make().eval()
         features, labels, logits = self.make_batch()

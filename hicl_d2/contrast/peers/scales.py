@@ -66,17 +66,18 @@ class ScaledContrast(Contrast):
         logits: Tensor | None = None,
         *,
         seed: int = 0,
+        describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch as `Contrast.forward` does; maps come finest first."""
         if isinstance(features, Tensor):
-            return super().forward(features, labels, logits, seed=seed)
+            return super().forward(features, labels, logits, seed=seed, describe=describe)
         self._check_maps(features, labels, logits)
         with torch.autocast(labels.device.type, enabled=False):
             generator = torch.Generator(device=labels.device)
             generator.manual_seed(seed)
             scales = [self._given_scale(feature, labels, logits) for feature in features]
             loss, diagnostics = self.contrast_scales(scales, generator)
-            return ContrastOutput(loss + zero_with_graph(self), diagnostics)
+            return ContrastOutput(loss + zero_with_graph(self), diagnostics if describe else {})
 
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
