@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-import hicl_d2.modeling
-import hicl_d2.modeling.hicl  # noqa: F401 - registers HiCL
 from hicl_d2.config import get_hicl_cfg
+from hicl_d2.contrast.grid import align_labels
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.d2.utils import EventStorage
 from hicl_d2.errors import InputError
+from hicl_d2.modeling import hicl as hicl_module
+from hicl_d2.modeling.hicl import upload_labels
 
 
 def make_cfg(meta_architecture="HiCL", **hicl):
@@ -164,6 +165,42 @@ def test_labels_are_padded_like_the_images():
     model = make_model()
     losses = model(make_batch(((64, 48), (48, 64))))
     assert torch.isfinite(losses["loss_hicl"])
+
+
+def test_labels_travel_in_a_quarter_of_their_size_and_mean_the_same():
+    labels = torch.tensor([[0, 3, 255, 65535], [1, 2, -1, 40000]])
+    assert upload_labels(labels, labels.device) is labels
+    assert upload_labels(labels, torch.device("meta")).dtype == torch.int16
+    long, short = (
+        align_labels(each[None], (1, 2), num_classes=4, ignore_value=255).planes
+        for each in (labels, labels.to(torch.int16))
+    )
+    assert torch.equal(long.clamp(max=4), short.clamp(max=4))
+    assert int((long < 4).sum()) == 4
+
+
+@pytest.mark.parametrize("ignore_value", [255, 65535])
+def test_labels_are_uploaded_before_the_model_starts_and_padded_after(ignore_value, monkeypatch):
+    events = []
+
+    def upload(labels, device):
+        events.append("upload")
+        return labels.to(torch.int16)
+
+    monkeypatch.setattr(hicl_module, "upload_labels", upload)
+    cfg = make_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = ignore_value
+    model = build_model(cfg)
+    model.backbone.register_forward_pre_hook(lambda *given: events.append("model"))
+    batch = make_batch(((64, 48), (48, 64)))
+    for entry in batch:
+        entry["sem_seg"][entry["sem_seg"] == 255] = ignore_value
+    torch.manual_seed(0)
+    found = model(batch)["loss_hicl"]
+    assert events == ["upload", "upload", "model"]
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    assert torch.equal(found, model(batch)["loss_hicl"])
 
 
 def test_diagnostics_go_to_the_event_storage_and_not_into_the_losses(batch):
