@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
-from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, operators, peak_bytes
+from speed.follow import operators
+from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes
 from speed.targets import verdict
 
 from hicl_d2.contrast import CONTRASTS

@@ -7,6 +7,9 @@ and weights is a row too. Predictions with and without the branch are compared b
 differ. A training step runs in the precision that SOLVER.AMP names, as the trainer's does. Arithmetic is fvcore's count at
 inference, in which a multiplication with its addition is one, as in the tables of Detectron2 and Mask2Former. Operators are
 what a training step asks of a GPU, call by call, without the optimiser, and are counted on any machine.
+
+With --without-data nothing is computed: a training step is only followed, by shapes and types, which tells operators and
+memory of any model, crop and batch within seconds.
 """
 
 import argparse
@@ -20,7 +23,8 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from speed.meter import measure, median_ratio, operators, peak_bytes
+from speed.follow import Footprint, LooksAtValuesError, follow, operators
+from speed.meter import measure, median_ratio, peak_bytes
 from tabulate import tabulate
 from torch import nn
 
@@ -56,13 +60,19 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=2, help="images in a training step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--without-data", action="store_true", help="compute nothing: operators and memory of a step alone"
+    )
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs that override the configs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     same = True
     for file in args.config_file:
         cfg = load_config(file, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.HICL.WARMUP_ITERS", "0"])
-        same &= report(file, cfg, args.batch, args.rounds)
+        if args.without_data:
+            report_footprints(file, cfg, args.batch)
+        else:
+            same &= report(file, cfg, args.batch, args.rounds)
     return 0 if same else 1
 
 
@@ -102,6 +112,37 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
     ]
     sys.stdout.write("\n".join(lines) + "\n\n")
     return same
+
+
+def report_footprints(name: str, cfg: CfgNode, batch_size: int) -> None:
+    """Print the table of one config whose steps are followed, not computed."""
+    precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+    models = build_models(cfg)
+    found: dict[str, Footprint] = {}
+    for row in (PLAIN, BRANCH):
+        try:
+            found[row] = follow(
+                models[row].train(), lambda call: loss_of(call, make_batch(cfg, batch_size), "cpu", precision)
+            )
+        except LooksAtValuesError as error:
+            raise SystemExit(f"model_speed: {name}: {error}; measure it without --without-data") from None
+    rows = [
+        (
+            row,
+            step.operators,
+            step.operators / found[PLAIN].operators,
+            step.peak_bytes / 1e6,
+            step.peak_bytes / found[PLAIN].peak_bytes,
+        )
+        for row, step in found.items()
+    ]
+    height, width = blank_size(cfg)
+    headers = ("model", "operators / step", "to plain", "peak MB / step", "to plain")
+    lines = [
+        f"{name}: {batch_size} x {height} x {width}, {precision or torch.float32}, without data, torch {torch.__version__}",
+        tabulate(rows, headers=headers, floatfmt=".3f", intfmt=","),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n\n")
 
 
 class _OneImage(nn.Module):
@@ -193,13 +234,19 @@ def training_step(
         state = {name: value.clone() for name, value in model.named_buffers()}
         model.train()
         model.zero_grad()
-        with torch.autocast(device, dtype=precision) if precision else contextlib.nullcontext():
-            loss = sum(model(batch).values())
-        loss.backward()
+        loss_of(model, batch, device, precision).backward()
         for name, value in model.named_buffers():
             value.copy_(state[name])
 
     return step
+
+
+def loss_of(
+    model: Callable[..., Any], batch: list[dict[str, Any]], device: str, precision: torch.dtype | None
+) -> torch.Tensor:
+    """Return the sum of the losses of ``model``, with autocast to ``precision`` or without (None)."""
+    with torch.autocast(device, dtype=precision) if precision else contextlib.nullcontext():
+        return sum(model(batch).values())
 
 
 def inference_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[], Any]:

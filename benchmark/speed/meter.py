@@ -1,4 +1,4 @@
-"""Time, memory, arithmetic and operators of a step."""
+"""Time, memory and arithmetic of a step."""
 
 import contextlib
 import os
@@ -6,18 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
-from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicl_d2.contrast import host
 from speed.cases import Step
 
-__all__ = ["gigaflops", "keep_freed_memory", "measure", "median_ratio", "operators", "peak_bytes"]
+__all__ = ["gigaflops", "keep_freed_memory", "measure", "median_ratio", "peak_bytes"]
 
 # How glibc is told to keep what is freed instead of giving it back to the system.
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -97,44 +93,6 @@ def gigaflops(step: Step) -> float:
 def _addmm_flops(added: Sequence[int], first: Sequence[int], second: Sequence[int], **others: object) -> int:
     """Count a product that is added in place, which torch's counter passes over."""
     return 2 * first[0] * first[1] * second[1]
-
-
-def operators(step: Step) -> int:
-    """Count what a step asks of a device, call by call; views and allocations are none of that.
-
-    On a GPU each is a few millionths of a second at least, however small its tensors are. The contrasts work as they do on a
-    GPU while this counts, wherever the tensors are.
-    """
-    with mock.patch.object(host, "on_host", return_value=False), _Operators() as counter:
-        step()
-    return counter.count
-
-
-class _Operators(TorchDispatchMode):
-    """Count calls that compute something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aliases = [value.alias_info for value in func._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in aliases)
-        self.count += not is_view and func.overloadpacket.__name__ not in _NO_WORK
-        return func(*args, **(kwargs or {}))
-
-
-# Without an alias in their schema, but views or allocations all the same.
-_NO_WORK = {
-    "_unsafe_view",
-    "detach",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "resize_",
-}
 
 
 @contextlib.contextmanager

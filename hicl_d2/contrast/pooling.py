@@ -164,6 +164,12 @@ class _Plan:
                 _sum_slices(source, link, self.extents[k], target)
             elif self.channels_last:
                 _sum_slices(features.permute(0, 2, 3, 1), link, self.extents[k], target)
+            elif not host.on_host(features):
+                # In one pass, without a copy of the map in the type of the sums.
+                rows, columns = self.extents[k]
+                places = features.unfold(2, link.factor, link.stride).unfold(3, link.factor, link.stride)
+                summed = places[:, :, :rows, :columns].sum((4, 5), dtype=sums.dtype)
+                target.copy_(summed.permute(0, 2, 3, 1))
             else:
                 for images, channels in self.blocks(features):
                     block = features[images, channels].to(sums.dtype)

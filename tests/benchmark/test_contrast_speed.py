@@ -7,7 +7,7 @@ import contrast_speed
 import pytest
 import torch
 from speed.cases import IGNORE, Case, make_batch, make_contrast, make_floor, make_labels, make_step
-from speed.meter import gigaflops, measure, median_ratio, operators, peak_bytes
+from speed.meter import gigaflops, measure, median_ratio, peak_bytes
 
 CPU = torch.device("cpu")
 TINY = Case(2, 64, 64, 5, channels=16, anchors=24, components=40)
@@ -116,22 +116,3 @@ def test_linearity_tells_linear_from_quadratic():
     assert contrast_speed.linearity(sizes, [5 + 3 * n for n in sizes]) == pytest.approx(1)
     assert contrast_speed.linearity(sizes, [5 + n * n for n in sizes]) == pytest.approx(2.4)
     assert contrast_speed.linearity(sizes, [5.0, 5.0, 5.0, 5.0]) == float("inf")
-
-
-def test_operators_are_calls_that_compute():
-    values, buffer = torch.randn(4, 6, requires_grad=True), torch.zeros(6)
-    assert operators(lambda: values.view(6, 4).t()[1:].detach()) == 0
-    assert operators(lambda: torch.empty(3)) == 0
-    assert operators(lambda: values + 1) == 1
-    assert operators(lambda: buffer.add_(1)) == 1
-    assert operators(lambda: (values * 2).exp()) == 2
-    assert operators(lambda: values.exp().sum().backward()) == 2 + 2  # ones to begin with, and one product
-
-
-def test_a_gpu_is_asked_for_few_operators_whatever_the_size():
-    counts = [
-        operators(make_step(make_contrast("hicl", case), make_batch(case, CPU), torch.contiguous_format))
-        for case in (TINY, replace(TINY, height=256, batch=4, classes=9, anchors=300, components=600))
-    ]
-    assert max(counts) <= 490
-    assert max(counts) - min(counts) <= 5

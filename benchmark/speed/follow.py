@@ -1,0 +1,134 @@
+"""Follow a training step without computing it: what it asks of a device, and the most memory that it holds.
+
+Fake tensors have shapes and types and no values, so a step of any size takes seconds on any machine. It is followed as it
+runs on a GPU. What the libraries under torch allocate for themselves is not seen, and a model that looks at values
+cannot be followed.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hicl_d2.contrast import host
+
+__all__ = ["Footprint", "LooksAtValuesError", "follow", "operators"]
+
+# Without an alias in their schema, but views, allocations or questions all the same.
+_NO_WORK = {
+    "_unsafe_view",
+    "detach",
+    "device",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+}
+
+
+class Footprint(NamedTuple):
+    """Hold what a step asks for.
+
+    Attributes:
+        operators: calls that compute something.
+        peak_bytes: the most that it holds at a time, above what was held before it.
+    """
+
+    operators: int
+    peak_bytes: int
+
+
+class LooksAtValuesError(Exception):
+    """A step went on by the values of a tensor."""
+
+
+def operators(step: Callable[[], Any]) -> int:
+    """Count what a step asks of a device, call by call; views and allocations are none of that.
+
+    On a GPU each is a few millionths of a second at least, however small its tensors are. The contrasts work as they do on a
+    GPU while this counts, wherever the tensors are.
+    """
+    with mock.patch.object(host, "on_host", _elsewhere), _Recorder() as recorder:
+        step()
+    return recorder.operators
+
+
+def follow(model: nn.Module, step: Callable[[Callable[..., Any]], Tensor]) -> Footprint:
+    """Follow a training step of ``model``, the second of two: the first one makes the gradients that stay.
+
+    Args:
+        model: as it is trained; it stays what it is.
+        step: calls the model that it is given, makes its batch itself, and returns the loss (0-d).
+
+    Raises LooksAtValuesError where the model does.
+    """
+    with mock.patch.object(host, "on_host", _elsewhere), FakeTensorMode() as mode:
+        tensors = _fake(dict(model.named_parameters()), mode) | _fake(dict(model.named_buffers()), mode)
+
+        def call(*args: Any) -> Any:
+            return torch.func.functional_call(model, tensors, args)
+
+        try:
+            step(call).backward()
+            with _Recorder() as recorder:
+                step(call).backward()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise LooksAtValuesError(f"the model looks at values ({error.func})") from None
+    return Footprint(recorder.operators, recorder.peak)
+
+
+def _elsewhere(tensor: Tensor) -> bool:
+    """Stand in for `on_host`; a mock would keep the tensors that it was asked about."""
+    return False
+
+
+def _fake(tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:
+    return {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+
+
+class _Recorder(TorchDispatchMode):
+    """Count the calls that compute something, and the bytes of what they make while it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.peak = 0
+        self._held = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [value.alias_info for value in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        self.operators += not is_view and func.overloadpacket.__name__ not in _NO_WORK
+        # What is given to a call was held before, or was made by another call.
+        known = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage(), known)
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        key = storage._cdata
+        if key in self._sizes or key in known:
+            return
+        self._sizes[key] = storage.nbytes()
+        self._held += storage.nbytes()
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(storage, self._release, key)
+
+    def _release(self, key: int) -> None:
+        self._held -= self._sizes.pop(key)
