@@ -19,6 +19,7 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,16 @@ HEADERS = (
     "peak MB / step",
     "operators / step",
 )
+FOOTPRINT_HEADERS = (
+    "model",
+    "step",
+    "precision",
+    "operators",
+    "with the branch",
+    "peak MB",
+    "with the branch",
+    "to plain",
+)
 DEFAULT = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
 
 
@@ -66,13 +77,14 @@ def main() -> int:
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs that override the configs")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
+    configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
+    if args.without_data:
+        report_footprints(configs, args.batch)
+        return 0
     same = True
-    for file in args.config_file:
-        cfg = load_config(file, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.HICL.WARMUP_ITERS", "0"])
-        if args.without_data:
-            report_footprints(file, cfg, args.batch)
-        else:
-            same &= report(file, cfg, args.batch, args.rounds)
+    for file, cfg in configs.items():
+        same &= report(file, cfg, args.batch, args.rounds)
     return 0 if same else 1
 
 
@@ -114,35 +126,44 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
     return same
 
 
-def report_footprints(name: str, cfg: CfgNode, batch_size: int) -> None:
-    """Print the table of one config whose steps are followed, not computed."""
-    precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
-    models = build_models(cfg)
-    found: dict[str, Footprint] = {}
-    for row in (PLAIN, BRANCH):
+def report_footprints(configs: dict[str, CfgNode], batch_size: int) -> None:
+    """Print a table with a row for each config, whose steps are followed, not computed."""
+    rows = []
+    for name, cfg in configs.items():
+        precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else torch.float32
+        models = build_models(cfg)
         try:
-            found[row] = follow(
-                models[row].train(), lambda call: loss_of(call, make_batch(cfg, batch_size), "cpu", precision)
-            )
+            plain, branch = (_follow(models[row], cfg, batch_size, precision) for row in (PLAIN, BRANCH))
         except LooksAtValuesError as error:
             raise SystemExit(f"model_speed: {name}: {error}; measure it without --without-data") from None
-    rows = [
-        (
-            row,
-            step.operators,
-            step.operators / found[PLAIN].operators,
-            step.peak_bytes / 1e6,
-            step.peak_bytes / found[PLAIN].peak_bytes,
+        size = " x ".join(map(str, (batch_size, *blank_size(cfg))))
+        rows.append(
+            (
+                Path(name).stem.removesuffix("_hicl"),
+                size,
+                str(precision).removeprefix("torch."),
+                plain.operators,
+                branch.operators,
+                plain.peak_bytes / 1e6,
+                branch.peak_bytes / 1e6,
+                branch.peak_bytes / plain.peak_bytes,
+            )
         )
-        for row, step in found.items()
-    ]
-    height, width = blank_size(cfg)
-    headers = ("model", "operators / step", "to plain", "peak MB / step", "to plain")
-    lines = [
-        f"{name}: {batch_size} x {height} x {width}, {precision or torch.float32}, without data, torch {torch.__version__}",
-        tabulate(rows, headers=headers, floatfmt=".3f", intfmt=","),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n\n")
+    sys.stdout.write(
+        tabulate(
+            rows,
+            FOOTPRINT_HEADERS,
+            "github",
+            floatfmt=("", "", "", "", "", ",.0f", ",.0f", ".3f"),
+            intfmt=",",
+        )
+    )
+    sys.stdout.write("\n")
+
+
+def _follow(model: nn.Module, cfg: CfgNode, batch_size: int, precision: torch.dtype) -> Footprint:
+    autocast = None if precision is torch.float32 else precision
+    return follow(model.train(), lambda call: loss_of(call, make_batch(cfg, batch_size), "cpu", autocast))
 
 
 class _OneImage(nn.Module):

@@ -38,3 +38,26 @@ def test_a_table_has_both_models_and_says_that_their_predictions_agree(
     branch = next(line.split() for line in said.splitlines() if line.startswith("with the branch"))
     assert float(plain[2]) == float(branch[4]) > 0
     assert "the same bits" in said
+
+
+def test_without_data_a_row_tells_operators_and_memory_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    peaks = []
+    try:
+        for batch in ("2", "64"):
+            options = ["model_speed.py", "--without-data", "--batch", batch]
+            monkeypatch.setattr("sys.argv", [*options, "--opts", "INPUT.CROP.SIZE", "(512,512)"])
+            assert model_speed.main() == 0
+            row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+            assert row[:3] == ["deeplab_v3_plus_R_18", f"{batch} x 512 x 512", "float32"]
+            operators, with_branch, peak, branch_peak = (int(cell.replace(",", "")) for cell in row[3:7])
+            assert 0 < operators < with_branch
+            assert float(row[7]) == pytest.approx(branch_peak / peak, abs=2e-3)
+            peaks.append(peak)
+    finally:
+        torch.set_num_threads(threads)
+    assert peaks[1] / peaks[0] == pytest.approx(
+        32, rel=0.1
+    )  # what does not grow with the batch: gradients of parameters
