@@ -279,10 +279,11 @@ COUNTS = {
     "parts": 20,
     "parts_forms": 33,
     "camvid": 87,
-    "camvid_cpu": 84,
+    "camvid_cpu": 72,
     "camvid_cpu_choice": 46,
     "camvid_cpu_ablation": 39,
     "camvid_cpu_further": 24,
+    "camvid_cpu_mask2former": 9,
     "paper": 630,
     "ablation": 230,
 }
