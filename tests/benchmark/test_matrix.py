@@ -283,7 +283,7 @@ COUNTS = {
     "camvid_cpu_choice": 46,
     "camvid_cpu_ablation": 39,
     "camvid_cpu_further": 24,
-    "camvid_cpu_mask2former": 9,
+    "camvid_cpu_mask2former": 6,
     "paper": 630,
     "ablation": 230,
 }
