@@ -46,7 +46,7 @@ def sample_balanced(
         share: 0 to 1.
     """
     counts_of = num_groups if special is None else 2 * num_groups
-    fine = group.clamp(-1, num_groups).int()
+    fine = group.long().clamp(-1, num_groups).int()
     if special is not None:
         fine = fine.mul_(2).add_(special)
     order, bounds = _shuffle_by_group(fine, counts_of, generator)

@@ -74,9 +74,8 @@ class HiCLBranch(Contrast):
     (True, 512)
     """
 
-    reaches_all = (
-        True  # every anchor passes through the embedding, and there is always a row, if an empty one
-    )
+    # Every anchor passes through the embedding, and there is always a row, if an empty one.
+    reaches_all = True
 
     def __init__(
         self,
@@ -241,8 +240,7 @@ class HiCLBranch(Contrast):
             prune(grid, labels, level, scores) for labels, level in zip(windows, self.levels, strict=True)
         ]
         # Anchors pass the same thresholds, but for confidence: hard ones are wanted.
-        is_same = first == single
-        anchor_classes = (pruned[0] if is_same else prune(grid, cells, single)).classes
+        anchor_classes = (pruned[0] if first == single else prune(grid, cells, single)).classes
         hard = None if logits is None else wrongly_predicted(logits, anchor_classes)
         anchors = choose_anchors(
             anchor_classes,
@@ -311,14 +309,12 @@ class HiCLBranch(Contrast):
         by_level[0].index_add_(0, step.levels, result.component_loss)
         by_level[1].index_add_(0, step.levels, result.component_weight)
         losses = by_level[0] / torch.where(by_level[1] > 0, by_level[1], 1.0)
-        count = drawn.anchors.valid.sum()
-        figures = {
-            "hicl/loss": result.loss.detach(),
-            "hicl/anchors": count,
-            "hicl/hard_share": torch.zeros_like(losses[0])
-            if drawn.hard is None
-            else (drawn.hard.flatten()[drawn.anchors.index] & drawn.anchors.valid).sum() / count.clamp(min=1),
-        }
+        number, hard = drawn.anchors.valid.sum(), torch.zeros_like(losses[0])
+        if drawn.hard is not None:
+            hard = (drawn.hard.flatten()[drawn.anchors.index] & drawn.anchors.valid).sum() / number.clamp(
+                min=1
+            )
+        figures = {"hicl/loss": result.loss.detach(), "hicl/anchors": number, "hicl/hard_share": hard}
         for k, level in enumerate(self.levels):
             name = f"hicl/w{level.window}"
             figures.update({f"{name}/{key}": value for key, value in drawn.pruned[k].counts().items()})

@@ -26,6 +26,14 @@ def test_quotas_fill_to_one_level(counts: list[int], budget: int, seed: int) -> 
         assert max(quota) <= min(short) + 1
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_groups_may_be_of_any_integer_type(kind: torch.dtype) -> None:
+    group = torch.tensor([0, 255, 1, 1, 255, 2, 0, 100, 2])
+    found = sample_balanced(group.to(kind), 3, 6, generator())
+    assert torch.equal(found.index, sample_balanced(group, 3, 6, generator()).index)
+    assert found.group.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.integers(-2, 6), min_size=1, max_size=80),

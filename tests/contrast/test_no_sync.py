@@ -27,14 +27,18 @@ def test_a_step_waits_for_nothing(form: str, everywhere: bool, monkeypatch: pyte
             output.loss.backward()
 
 
-@pytest.mark.parametrize("form", ["default", "separate", "focus", "cold", "weights"])
-def test_the_form_for_other_devices_gives_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "last"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_for_other_devices_gives_the_same(
+    form: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for everywhere in (False, True):
         if everywhere:
             monkeypatch.setattr(host, "on_host", lambda tensor: False)
         branch = make_branch(**FORMS[form])
         features, labels, logits = make_batch()
+        features = features.detach().contiguous(memory_format=layout).requires_grad_()
         output = branch(features, labels, logits)
         found.append((output.loss, *torch.autograd.grad(output.loss, [features, *branch.parameters()])))
     for one, other in zip(*found, strict=True):
