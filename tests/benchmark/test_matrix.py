@@ -279,7 +279,7 @@ COUNTS = {
     "parts": 20,
     "parts_forms": 33,
     "camvid": 87,
-    "camvid_cpu": 72,
+    "camvid_cpu": 58,
     "camvid_cpu_choice": 46,
     "camvid_cpu_ablation": 39,
     "camvid_cpu_further": 24,
