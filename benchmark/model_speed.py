@@ -9,7 +9,7 @@ inference, in which a multiplication with its addition is one, as in the tables 
 what a training step asks of a GPU, call by call, without the optimiser, and are counted on any machine.
 
 With --without-data nothing is computed: a training step is only followed, by shapes and types, which tells operators and
-memory of any model, crop and batch within seconds.
+memory at any crop and batch within seconds. A model that looks at values, as Mask2Former's matcher does, is refused.
 """
 
 import argparse

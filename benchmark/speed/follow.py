@@ -1,11 +1,10 @@
 """Follow a training step without computing it: what it asks of a device, and the most memory that it holds.
 
-Fake tensors have shapes and types and no values, so a step of any size takes seconds on any machine. It is followed as it
-runs on a GPU. What the libraries under torch allocate for themselves is not seen, and a model that looks at values
-cannot be followed.
+Fake tensors have shapes and types and no values, so a step of any size takes seconds on any machine; torch's MemTracker adds
+up what they would hold. It is followed as it runs on a GPU. What the libraries under torch allocate for themselves is not
+seen, and a model that looks at values cannot be followed.
 """
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
@@ -17,8 +16,8 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hicl_d2.contrast import host
 
@@ -60,9 +59,9 @@ def operators(step: Callable[[], Any]) -> int:
     On a GPU each is a few millionths of a second at least, however small its tensors are. The contrasts work as they do on a
     GPU while this counts, wherever the tensors are.
     """
-    with mock.patch.object(host, "on_host", _elsewhere), _Recorder() as recorder:
+    with mock.patch.object(host, "on_host", _elsewhere), _Counter() as counter:
         step()
-    return recorder.operators
+    return counter.operators
 
 
 def follow(model: nn.Module, step: Callable[[Callable[..., Any]], Tensor]) -> Footprint:
@@ -82,11 +81,14 @@ def follow(model: nn.Module, step: Callable[[Callable[..., Any]], Tensor]) -> Fo
 
         try:
             step(call).backward()
-            with _Recorder() as recorder:
+            with MemTracker() as memory, _Counter() as counter:
                 step(call).backward()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise LooksAtValuesError(f"the model looks at values ({error.func})") from None
-    return Footprint(recorder.operators, recorder.peak)
+    (peak,) = memory.get_tracker_snapshot("peak").values()  # of the one device, by kind: an enum, and "Total"
+    held = {getattr(kind, "value", kind): size for kind, size in peak.items()}
+    before = held["Parameter"] + held["Buffer"] + held["Gradient"]
+    return Footprint(counter.operators, held["Total"] - before)
 
 
 def _elsewhere(tensor: Tensor) -> bool:
@@ -98,37 +100,15 @@ def _fake(tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tens
     return {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
 
 
-class _Recorder(TorchDispatchMode):
-    """Count the calls that compute something, and the bytes of what they make while it lives."""
+class _Counter(TorchDispatchMode):
+    """Count the calls that compute something."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators = self.peak = 0
-        self._held = 0
-        self._sizes: dict[int, int] = {}
+        self.operators = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aliases = [value.alias_info for value in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
         self.operators += not is_view and func.overloadpacket.__name__ not in _NO_WORK
-        # What is given to a call was held before, or was made by another call.
-        known = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._hold(leaf.untyped_storage(), known)
-        return result
-
-    def _hold(self, storage: torch.UntypedStorage, known: set[int]) -> None:
-        key = storage._cdata
-        if key in self._sizes or key in known:
-            return
-        self._sizes[key] = storage.nbytes()
-        self._held += storage.nbytes()
-        self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, key)
-
-    def _release(self, key: int) -> None:
-        self._held -= self._sizes.pop(key)
+        return func(*args, **(kwargs or {}))

@@ -309,11 +309,10 @@ class HiCLBranch(Contrast):
         by_level[0].index_add_(0, step.levels, result.component_loss)
         by_level[1].index_add_(0, step.levels, result.component_weight)
         losses = by_level[0] / torch.where(by_level[1] > 0, by_level[1], 1.0)
-        number, hard = drawn.anchors.valid.sum(), torch.zeros_like(losses[0])
+        anchors, valid = drawn.anchors.index, drawn.anchors.valid
+        number, hard = valid.sum(), torch.zeros_like(losses[0])
         if drawn.hard is not None:
-            hard = (drawn.hard.flatten()[drawn.anchors.index] & drawn.anchors.valid).sum() / number.clamp(
-                min=1
-            )
+            hard = (drawn.hard.flatten()[anchors] & valid).sum() / number.clamp(min=1)
         figures = {"hicl/loss": result.loss.detach(), "hicl/anchors": number, "hicl/hard_share": hard}
         for k, level in enumerate(self.levels):
             name = f"hicl/w{level.window}"

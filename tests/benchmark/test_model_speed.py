@@ -58,6 +58,4 @@ def test_without_data_a_row_tells_operators_and_memory_of_any_size(
             peaks.append(peak)
     finally:
         torch.set_num_threads(threads)
-    assert peaks[1] / peaks[0] == pytest.approx(
-        32, rel=0.1
-    )  # what does not grow with the batch: gradients of parameters
+    assert peaks[1] / peaks[0] == pytest.approx(32, rel=0.1)  # new gradients of parameters do not grow
