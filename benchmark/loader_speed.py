@@ -28,6 +28,7 @@ from PIL import Image
 from speed.meter import measure, median_ratio
 from speed.targets import verdict
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
@@ -36,7 +37,6 @@ from hicl_d2.d2.projects import point_rend_colours
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper, build_augmentations
-from hicl_d2.errors import InputError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "camvid" / "deeplab_v3_plus_R_50_20k_bs16.yaml"
 MOST = 0.6

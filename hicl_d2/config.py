@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from yacs.config import _VALID_TYPES
 
+from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
-from hicl_d2.errors import InputError, listing, one_line
 from hicl_d2.model_keys import add_model_keys
 
 BASE_KEY = "_BASE_"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 # Everything that Pillow raises for a file that is missing, is no image, is cut off or is damaged.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

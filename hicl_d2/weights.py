@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 
-from hicl_d2.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, one_line
 
 # Set (by --download) to fetch weights from an address that comes without a checksum.
 DOWNLOAD = "HICL_DOWNLOAD"

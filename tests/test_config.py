@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.contrast import HiCLBranch
-from hicl_d2.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
 

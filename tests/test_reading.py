@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.data import detection_utils
-from hicl_d2.errors import InputError
 from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 
 

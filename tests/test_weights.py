@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.errors import InputError
 from hicl_d2.weights import (
     DOWNLOAD,
     DamagedError,

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError, listing
 from hicl_d2.contrast.candidates import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.parallel import for_each
-from hicl_d2.errors import InputError, listing
 from hicl_d2.reading import label_mode, read_image, read_labels
 
 # Purity thresholds of the survival table. A window's class is known exactly where it has a majority.

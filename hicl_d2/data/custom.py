@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES, folder_records
 from hicl_d2.data.datasets.registry import Records, data_root, register_semantic
 from hicl_d2.data.formats import KINDS, Colour, ColourMap, coco_numbers, draw_coco, guess_kind, read_coco
 from hicl_d2.data.prepare.plan import Item, Plan, carry_out
-from hicl_d2.errors import InputError, listing, nearest
 from hicl_d2.visualization.colours import palette
 
 logger = logging.getLogger(__name__)

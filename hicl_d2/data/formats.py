@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.reading import UNREADABLE
 
 Colour = tuple[int, int, int]

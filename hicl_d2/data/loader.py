@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import InferenceSampler, TrainingSampler
 from hicl_d2.d2.utils import comm
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper, build_train_mapper
-from hicl_d2.errors import InputError, one_line
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 Batch = list[dict[str, Any]]

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
 from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.picture import Picture, PictureInput
-from hicl_d2.errors import InputError
 from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 
 # What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.

@@ -7,7 +7,7 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from hicl_d2.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, one_line
 
 # Pieces of work that wait at each process: enough to keep it busy, few enough to stop soon.
 WAITING = 4

@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from typing import Any
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.errors import InputError
 from hicl_d2.reading import image_size
 
 # Files of each data set that are read whole: the first, the last, and some between.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:

@@ -16,11 +16,11 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from hicl_d2.command.console import console
+from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.files import atomic_open, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
-from hicl_d2.engine.console import console
-from hicl_d2.engine.files import atomic_open, read_json, write_json
-from hicl_d2.errors import InputError, one_line
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command import interrupts
+from hicl_d2.command.console import console, duration
+from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.engine import HookBase
 from hicl_d2.d2.utils import EventWriter, comm, get_event_storage
-from hicl_d2.engine import interrupt
 from hicl_d2.engine.checkpoint import FINAL, Checkpoints
-from hicl_d2.engine.console import console, duration
-from hicl_d2.engine.files import atomic_open
-from hicl_d2.engine.result import finite
+from hicl_d2.evaluation.metrics import finite
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +183,14 @@ class StepBoundary(HookBase):
         self.is_between_steps = False
 
     def before_step(self) -> None:
-        interrupt.defer()
+        interrupts.defer()
         self.is_between_steps = False
 
     def after_step(self) -> None:
-        signum = interrupt.release()
+        signum = interrupts.release()
         self.is_between_steps = True
         if signum is not None:
-            raise interrupt.Interrupted(signum)
+            raise interrupts.Interrupted(signum)
 
     def save(self) -> None:
         """Save a checkpoint of the iteration that is done, unless there is one or none is done."""

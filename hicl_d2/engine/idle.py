@@ -2,8 +2,8 @@
 
 import logging
 
+from hicl_d2.command.console import console
 from hicl_d2.d2.engine import HookBase
-from hicl_d2.engine.console import console
 
 logger = logging.getLogger(__name__)
 

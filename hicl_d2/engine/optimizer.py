@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler
 
+from hicl_d2.command.errors import InputError, listing, nearest, one_line
 from hicl_d2.d2 import solver
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.errors import InputError, listing, nearest, one_line
 
 SCHEDULES = ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR")
 CLIP_TYPES = ("full_model", "norm", "value")

@@ -2,10 +2,10 @@
 
 import logging
 
+from hicl_d2.command.console import console
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.engine import DefaultTrainer
-from hicl_d2.engine.console import console
-from hicl_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.engine import SimpleTrainer
 from hicl_d2.d2.utils import comm, seed_all_rng
-from hicl_d2.engine.files import atomic_open
-from hicl_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import os
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 import hicl_d2.modeling  # noqa: F401 - registers the project's models
+from hicl_d2.command.console import counter
+from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from hicl_d2.d2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -20,7 +23,6 @@ from hicl_d2.d2.modeling import build_model
 from hicl_d2.d2.utils import CommonMetricPrinter, EventWriter, TensorboardXWriter, comm
 from hicl_d2.data.loader import build_test_loader, build_train_loader
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.engine.console import counter
 from hicl_d2.engine.hooks import (
     WRITE_PERIOD,
     BestCheckpoint,
@@ -32,12 +34,11 @@ from hicl_d2.engine.hooks import (
     Stopwatch,
 )
 from hicl_d2.engine.idle import IdleBranch
-from hicl_d2.engine.interrupt import Interrupted
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
-from hicl_d2.errors import InputError, one_line
 from hicl_d2.evaluation import build_evaluator, for_testing
+from hicl_d2.evaluation.metrics import flat
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Trainer(DefaultTrainer):
 
     Nothing is written before :meth:`train`: building, loading weights and all that can fail on the user's
     input come first. SOLVER.AMP.DTYPE chooses the precision; cfg.SEED must be 0 or more
-    (:func:`hicl_d2.engine.setup.resolve` draws one).
+    (:func:`hicl_d2.run.setup.resolve` draws one).
     """
 
     iter: int
@@ -230,19 +231,6 @@ class Trainer(DefaultTrainer):
                 logger.info(f"Evaluation results for {name} in csv format:")
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
-
-
-def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return nested results on one level: ``{"sem_seg/mIoU": 61.2}``."""
-    return dict(_flat(results, prefix))
-
-
-def _flat(results: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in results.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", float(value)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 # Label maps of one byte are counted value by value, without a pass that looks for the ignored ones.
 BYTE_VALUES = 256

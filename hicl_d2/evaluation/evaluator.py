@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hicl_d2.command.errors import InputError, listing
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluator
 from hicl_d2.d2.utils import comm
-from hicl_d2.errors import InputError, listing
 from hicl_d2.evaluation.boundary import BoundaryCounts
 from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
 from hicl_d2.evaluation.objects import ObjectSizeCounts

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.errors import InputError
 from hicl_d2.reading import read_image
 
 # Windows that go through the model together.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 
 class SubmissionWriter:

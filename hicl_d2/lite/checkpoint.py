@@ -14,7 +14,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 from torch import Tensor, nn
 
-from hicl_d2.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import fvcore.common.config
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import beyond_lite, needs_detectron2
 from hicl_d2.lite.defaults import DETECTION, SEGMENTATION
 from hicl_d2.lite.utils.file_io import PathManager

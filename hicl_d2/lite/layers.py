@@ -11,7 +11,7 @@ from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.lite import beyond_lite, needs_detectron2
 from hicl_d2.lite.utils import comm
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
-from hicl_d2.errors import InputError, nearest
+from hicl_d2.command.errors import InputError, nearest
 from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 

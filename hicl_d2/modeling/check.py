@@ -6,12 +6,12 @@ Called before anything is built, so that a slip is one line and not a failure in
 from collections.abc import Iterable, Mapping
 from math import log2
 
+from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from hicl_d2.d2.utils import Registry
-from hicl_d2.errors import InputError, listing, nearest
 from hicl_d2.modeling.backbones.dilated_resnet import (
     check_depth_of_deeplab,
     check_dilated_resnet,

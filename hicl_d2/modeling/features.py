@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hicl_d2.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, listing, nearest
 
 SIDES = ("input", "output")
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.contrast import ramp
 from hicl_d2.contrast.build import build_contrast
 from hicl_d2.contrast.frame import Contrast, zero_with_graph
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import comm, get_event_storage
-from hicl_d2.errors import InputError
 from hicl_d2.modeling.check import blank_size
 from hicl_d2.modeling.features import Tap, add_tap, armed, feature_channels
 

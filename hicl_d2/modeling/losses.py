@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 LOSS_TYPES = ("cross_entropy", "hard_pixel_mining")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.errors import InputError
 
 # Torchvision's ResNets: pattern of a part of the name, and what stands there in Detectron2.
 TORCHVISION = (

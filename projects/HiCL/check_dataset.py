@@ -9,7 +9,7 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import Parser, run, whole
+from hicl_d2.command.cli import Parser, run, whole
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
-    from hicl_d2.engine import check
+    from hicl_d2.tools import check
 
     if not check.main(args):
         sys.exit(1)

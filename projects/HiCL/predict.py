@@ -8,7 +8,7 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import Parser, run, share
+from hicl_d2.command.cli import Parser, run, share
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args()
-    from hicl_d2.engine import predict
+    from hicl_d2.tools import predict
 
     if not predict.main(args):
         sys.exit(1)

@@ -8,18 +8,18 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.engine.cli import run, train_arguments
+from hicl_d2.command.cli import run, train_arguments
 
 
 def main() -> None:
     """Read the command line, then load what is heavy and do the work."""
     args = train_arguments()
     if args.list_features:
-        from hicl_d2.engine import features
+        from hicl_d2.tools import features
 
         features.main(args)
         return
-    from hicl_d2.engine import train
+    from hicl_d2.tools import train
 
     train.main(args)
 

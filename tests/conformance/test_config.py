@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 
 BASE = """

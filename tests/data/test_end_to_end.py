@@ -12,7 +12,7 @@ from PIL import Image
 
 from hicl_d2.d2 import USES_DETECTRON2
 from tests.data.test_prepare import DATA_SETS
-from tests.engine import tiny
+from tests.support import tiny
 
 LABELS = {
     "cityscapes": [7, 8, 11, 12, 13, *range(19, 29), 17, 31, 32, 33],
@@ -68,7 +68,7 @@ def test_a_download_becomes_a_trained_and_scored_model(tmp_path: Path, case: str
     options = ["TEST.SUBMISSION", "True", "TEST.BOUNDARY_DISTANCE", "0.02"]
     if name == "cityscapes" and "polygons" not in case:
         options += ["TEST.CITYSCAPES_SCORER", "True"]
-    call("-m", "tests.engine.tiny", "--config-file", str(config), *options)
+    call("-m", "tests.support.tiny", "--config-file", str(config), *options)
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["last"]
     assert 0 <= metrics["sem_seg/mIoU"] <= 100
     assert "sem_seg/mBoundaryF" in metrics

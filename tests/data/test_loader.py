@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import TrainingSampler
 from hicl_d2.d2.utils import comm
 from hicl_d2.data import build_test_loader, build_train_loader
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.loader import TrainLoader, TrainStream, _plain_errors, sample_randomness
-from hicl_d2.errors import InputError
 
 RECORDS = [{"number": number} for number in range(7)]
 

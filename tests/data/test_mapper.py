@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetMapper, detection_utils
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.mapper import SemanticMapper, build_augmentations
-from hicl_d2.errors import InputError
 
 
 def _seed(seed: int) -> None:

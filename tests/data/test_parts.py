@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets import parts
 from hicl_d2.data.datasets.parts_paint import SIZE, Draws
 from hicl_d2.data.datasets.parts_scene import CLASSES, IGNORE, draw_scene
 from hicl_d2.data.datasets.registry import load_records
-from hicl_d2.errors import InputError
 from tests.test_reading import refusal
 
 # Checksums of image and labels of three scenes. Other numbers mean another data set: raise its version.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import EventStorage
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.hooks import BestCheckpoint
-from hicl_d2.errors import InputError
 
 
 def _model(channels: int = 2) -> nn.Module:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2 import solver
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer, parameter_groups
-from hicl_d2.errors import InputError
 
 
 def _config(**options: Any) -> CfgNode:

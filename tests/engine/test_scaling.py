@@ -2,9 +2,9 @@
 
 import pytest
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.engine.scaling import same_schedule, scale_to_processes
-from hicl_d2.errors import InputError
 
 
 def make_cfg(way="rule", reference=8):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.utils import EventStorage
 from hicl_d2.engine.step import NonFiniteLossError, StepTrainer, on_cpu, seed_all
-from hicl_d2.errors import InputError
 
 
 class Model(nn.Module):

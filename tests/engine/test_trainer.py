@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from hicl_d2.command import console as console_module
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
-from hicl_d2.engine import console as console_module
-from hicl_d2.engine.manifest import config_hash
-from hicl_d2.engine.result import table
-from hicl_d2.engine.setup import resolve_device
 from hicl_d2.engine.trainer import Trainer
+from hicl_d2.run.manifest import config_hash
+from hicl_d2.run.result import table
+from hicl_d2.run.setup import resolve_device
 from hicl_d2.version import __version__
-from tests.engine import tiny
-from tests.engine.conftest import Command
+from tests.support import tiny
+from tests.support.fixtures import Command
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.evaluation import ConfusionMatrix
 
 

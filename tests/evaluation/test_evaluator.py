@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluators, SemSegEvaluator, inference_on_dataset
-from hicl_d2.errors import InputError
 from hicl_d2.evaluation import SemSegConfusionEvaluator, build_evaluator
 
 CLASSES = ["sky", "road", "car", "never seen"]

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
-from hicl_d2.errors import InputError
 from hicl_d2.evaluation.inference import MultiScale, SlidingWindow, for_testing, window_starts
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.evaluation import inference_on_dataset
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.prepare import PLANNERS, carry_out
-from hicl_d2.errors import InputError
 from hicl_d2.evaluation import build_evaluator
 from tests.data import official
 

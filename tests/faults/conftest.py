@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.engine.conftest import config, data_root, own_data_root, tiny_root, tools
-from tests.engine.forks import Child, Ended, Forks
-from tests.engine.states import run_state
+from tests.support.fixtures import config, data_root, own_data_root, tiny_root, tools
+from tests.support.forks import Child, Ended, Forks
+from tests.support.states import run_state
 
 __all__ = ["config", "data_root", "own_data_root", "tiny_root", "tools"]
 

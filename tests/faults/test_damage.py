@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.states import assert_equal, run_state
 from tests.faults.conftest import FEW, TRIALS, Runs
+from tests.support.states import assert_equal, run_state
 
 Report = Callable[[str, int, str], None]
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ from PIL import Image
 
 from hicl_d2.config import load_config
 from hicl_d2.d2.modeling import build_model
-from tests.engine.forks import Forks
-from tests.engine.test_bad_input import CONFIGS, OVERRIDES
 from tests.faults.conftest import Runs
+from tests.support.forks import Forks
+from tests.tools.test_bad_input import CONFIGS, OVERRIDES
 
 Report = Callable[[str, int, str], None]
 pytestmark = pytest.mark.slow

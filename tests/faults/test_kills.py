@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.forks import Child
-from tests.engine.states import assert_equal, run_state
 from tests.faults.conftest import FEW, TRIALS, Runs
+from tests.support.forks import Child
+from tests.support.states import assert_equal, run_state
 
 Report = Callable[[str, int, str], None]
 pytestmark = pytest.mark.slow

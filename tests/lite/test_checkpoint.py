@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite.checkpoint import DetectionCheckpointer, match_by_suffix
 from hicl_d2.lite.utils.file_io import PathManager
 from hicl_d2.weights import read_pickle

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import config, defaults
 from hicl_d2.lite.config import CfgNode, configurable, get_cfg, set_global_cfg
 

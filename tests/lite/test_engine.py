@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite.checkpoint import DetectionCheckpointer
 from hicl_d2.lite.config import CfgNode, get_cfg
 from hicl_d2.lite.engine import (

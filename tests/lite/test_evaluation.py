@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import evaluation
 from hicl_d2.lite.config import get_cfg
 from hicl_d2.lite.data import DatasetCatalog, MetadataCatalog

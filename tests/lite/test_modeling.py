@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import modeling
 from hicl_d2.lite.config import get_cfg
 from hicl_d2.lite.layers import FrozenBatchNorm2d, ShapeSpec

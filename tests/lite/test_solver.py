@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import solver
 from hicl_d2.lite.config import CfgNode, get_cfg
 from hicl_d2.lite.projects.deeplab import WarmupPolyLR, add_deeplab_config

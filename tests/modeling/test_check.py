@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
-from hicl_d2.errors import InputError
 from hicl_d2.modeling import DeepLabV3PlusHead, check_model_config, check_test_sizes
 from hicl_d2.modeling.check import backbone_strides
 from tests.modeling.models import DEEPLAB_HEADS, deeplab_cfg

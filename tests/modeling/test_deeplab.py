@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
-from hicl_d2.errors import InputError
 from hicl_d2.modeling import DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead
 from hicl_d2.modeling.losses import HardPixelMining, PixelCrossEntropy
 from tests.modeling.models import DEEPLAB_HEADS, deeplab_cfg, make_batch

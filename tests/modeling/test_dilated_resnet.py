@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
-from hicl_d2.errors import InputError
 from hicl_d2.modeling.backbones.dilated_resnet import (
     DilatedBasicBlock,
     build_dilated_resnet_backbone,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hicl_d2.engine import features
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.modeling.check import blank_size
 from hicl_d2.modeling.features import list_places
+from hicl_d2.tools import features
 from tests.modeling.attach_cases import CASES, case_cfg, case_model
 
 CONFIG = Path(__file__).parents[2] / "configs/parts/deeplab_v3_plus_R_18_hicl.yaml"

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.d2.utils import EventStorage
-from hicl_d2.errors import InputError
 from hicl_d2.modeling import hicl as hicl_module
 from hicl_d2.modeling.hicl import upload_labels
 

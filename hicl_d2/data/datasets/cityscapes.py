@@ -6,9 +6,9 @@ Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understa
 from functools import partial
 from pathlib import Path
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Colour, Records, data_root, register_semantic
-from hicl_d2.errors import InputError
 from hicl_d2.reading import image_size
 
 CLASSES: dict[str, Colour] = {

@@ -8,10 +8,10 @@ download's; the two versions of the 10k labels end up the same.
 from functools import partial
 from pathlib import Path
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.coco_stuff_classes import CLASSES
 from hicl_d2.data.datasets.folders import folder_records
 from hicl_d2.data.datasets.registry import Records, data_root, register_semantic
-from hicl_d2.errors import InputError
 from hicl_d2.visualization.colours import palette
 
 ROOT_10K = "coco/coco_stuff_10k"

@@ -4,8 +4,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.registry import Records
-from hicl_d2.errors import InputError
 from hicl_d2.reading import image_size
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.folders import expected_tree, paired_records
 from hicl_d2.data.datasets.parts_scene import CLASSES, SIZE, draw_scene
 from hicl_d2.data.datasets.registry import Colour, Records, data_root, register_semantic
-from hicl_d2.errors import InputError
 
 COLOURS: list[Colour] = [
     (40, 40, 44),

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.errors import InputError, listing, nearest, one_line
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
-from hicl_d2.errors import InputError, listing, nearest, one_line
 
 Records = list[dict[str, Any]]
 Colour = tuple[int, int, int]

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from hicl_d2.command.cli import Parser, run, whole
+from hicl_d2.command.console import console, counter
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.registry import data_root
 from hicl_d2.data.prepare import PLANNERS, carry_out
 from hicl_d2.data.prepare.plan import check_complete, describe
-from hicl_d2.engine.cli import Parser, run, whole
-from hicl_d2.engine.console import console, counter
-from hicl_d2.errors import InputError
 
 
 def main() -> None:

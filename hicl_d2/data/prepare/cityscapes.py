@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.cityscapes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup
-from hicl_d2.errors import InputError
 from hicl_d2.reading import read_labels
 
 EXPECTED = (

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.coco_stuff import ROOT_10K, ROOT_164K, SPLITS_10K, SPLITS_164K
 from hicl_d2.data.datasets.coco_stuff_classes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup, names_in
-from hicl_d2.errors import InputError
 from hicl_d2.reading import image_size, read_labels
 
 EXPECTED_10K = (

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.data.parallel import for_each
 from hicl_d2.data.writing import make_folder, write_labels
-from hicl_d2.errors import InputError
 from hicl_d2.reading import read_labels
 
 IGNORE = 255

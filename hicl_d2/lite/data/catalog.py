@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from hicl_d2.errors import listing, nearest
+from hicl_d2.command.errors import listing, nearest
 
 Records = list[dict[str, Any]]
 

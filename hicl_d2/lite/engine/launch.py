@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite.data.catalog import DatasetCatalog, MetadataCatalog
 from hicl_d2.lite.evaluation.evaluator import DatasetEvaluator
 from hicl_d2.lite.utils import comm

@@ -11,10 +11,10 @@ from fvcore.nn import weight_init
 from torch import Tensor
 from torch.nn import functional as F
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from hicl_d2.d2.modeling import BasicBlock, BasicStem, BottleneckBlock, ResNet
-from hicl_d2.errors import InputError
 
 # Blocks in res2, res3, res4, res5.
 BLOCKS_PER_STAGE = {

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hicl_d2.command.errors import InputError, listing, nearest, one_line
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
-from hicl_d2.errors import InputError, listing, nearest, one_line
 
 MIT = "segformer"  # transformers has its encoder, but not as a backbone
 PROBE_SIDE = 64

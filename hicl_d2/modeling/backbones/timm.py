@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from hicl_d2.command.errors import InputError, nearest, one_line
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
-from hicl_d2.errors import InputError, nearest, one_line
 
 
 class TimmBackbone(Backbone):

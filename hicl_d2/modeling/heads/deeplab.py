@@ -11,9 +11,9 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from hicl_d2.errors import InputError
 from hicl_d2.modeling.check import check_deeplab_head, training_crop
 from hicl_d2.modeling.losses import build_loss
 

@@ -9,7 +9,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 from hicl_d2.lite.layers import Conv2d, Norm, ShapeSpec, get_norm

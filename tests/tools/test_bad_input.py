@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.engine.conftest import Command
+from tests.support.fixtures import Command
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_file_that_goes_bad_while_training_is_named(
 ) -> None:
     for file in sorted((own_data_root / "tiny/images/train").iterdir()):
         file.write_bytes(file.read_bytes()[:200])
-    monkeypatch.setattr("hicl_d2.engine.setup.check_datasets", lambda cfg, train: None)
+    monkeypatch.setattr("hicl_d2.run.setup.check_datasets", lambda cfg, train: None)
     outcome = command("DATALOADER.NUM_WORKERS", str(workers))
     assert outcome.code == 2
     line = outcome.err.splitlines()[-1]
@@ -203,7 +203,7 @@ def test_a_file_that_goes_bad_in_the_evaluation_leaves_a_checkpoint_of_what_was_
     bad = own_data_root / "tiny/images/val/1.png"
     content = bad.read_bytes()
     bad.write_bytes(content[:200])
-    monkeypatch.setattr("hicl_d2.engine.setup.check_datasets", lambda cfg, train: None)
+    monkeypatch.setattr("hicl_d2.run.setup.check_datasets", lambda cfg, train: None)
     outcome = command()
     assert outcome.code == 2
     assert str(bad) in outcome.err.splitlines()[-1]

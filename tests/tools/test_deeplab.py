@@ -7,8 +7,8 @@ import torch
 
 from hicl_d2.config import load_config
 from hicl_d2.engine.trainer import Trainer
-from tests.engine import tiny
-from tests.engine.conftest import Command
+from tests.support import tiny
+from tests.support.fixtures import Command
 
 BASE = Path(__file__).resolve().parents[2] / "configs/Base-DeepLabV3Plus.yaml"
 

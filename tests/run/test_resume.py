@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from hicl_d2.engine.trainer import Trainer
-from tests.engine.conftest import Command
-from tests.engine.states import assert_equal, run_state
+from tests.support.fixtures import Command
+from tests.support.states import assert_equal, run_state
 
 # 12 iterations, so that there are evaluations after 4, 8 and 12 and checkpoints after 5, 10 and 12.
 SCHEDULE = (
@@ -457,7 +457,14 @@ def test_resuming_in_mixed_precision_with_accumulation_is_exact(
 @pytest.mark.slow
 def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, config: Path) -> None:
     folder = tmp_path / "killed"
-    arguments = [sys.executable, "-m", "tests.engine.tiny", "--config-file", str(config), *_arguments(folder)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "tests.support.tiny",
+        "--config-file",
+        str(config),
+        *_arguments(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums depend on it
     process = subprocess.Popen(
         arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

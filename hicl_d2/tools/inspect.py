@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hicl_d2.command.console import console, counter
+from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.files import check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.candidates import count_labels
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
@@ -20,13 +23,10 @@ from hicl_d2.contrast.pruning import ClassScores, prune
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.engine.console import console, counter
-from hicl_d2.engine.files import check_writable
-from hicl_d2.engine.logs import run_log
-from hicl_d2.engine.predict import class_names, load_model
-from hicl_d2.errors import InputError, listing
 from hicl_d2.evaluation import predicted_classes
 from hicl_d2.modeling.features import armed
+from hicl_d2.run.logs import run_log
+from hicl_d2.tools.predict import class_names, load_model
 from hicl_d2.visualization.components import (
     CONFIDENCE,
     COVERAGE,

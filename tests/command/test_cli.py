@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from hicl_d2.engine import interrupt
-from hicl_d2.engine.cli import explain, run, train_arguments
-from hicl_d2.errors import InputError
+from hicl_d2.command import interrupts
+from hicl_d2.command.cli import explain, run, train_arguments
+from hicl_d2.command.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects/HiCL/train_net.py"
 
@@ -42,9 +42,9 @@ def test_flags_may_stand_before_and_after_the_overrides() -> None:
 def test_a_worker_that_lost_its_process_is_silent_and_other_faults_are_shown() -> None:
     code = (
         "import os, sys\n"
-        "from hicl_d2.engine import interrupt\n"
+        "from hicl_d2.command import interrupts\n"
         "def show(error): sys.excepthook(type(error), error, None)\n"
-        "with interrupt.handled():\n"
+        "with interrupts.handled():\n"
         "    show(ConnectionResetError('of the process itself'))\n"
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
@@ -175,32 +175,32 @@ def _signal_self() -> None:
 
 
 def test_a_signal_within_an_iteration_waits_for_its_end() -> None:
-    with interrupt.handled():
-        interrupt.defer()
+    with interrupts.handled():
+        interrupts.defer()
         _signal_self()
-        assert interrupt.release() == signal.SIGTERM
+        assert interrupts.release() == signal.SIGTERM
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    with interrupt.handled():
-        interrupt.defer()
+    with interrupts.handled():
+        interrupts.defer()
         _signal_self()
-        with pytest.raises(interrupt.Interrupted):
+        with pytest.raises(interrupts.Interrupted):
             _signal_self()
 
 
 def test_a_process_that_another_one_started_takes_two_signals_for_one() -> None:
-    with interrupt.handled(patient=True):
-        interrupt.defer()
+    with interrupts.handled(patient=True):
+        interrupts.defer()
         _signal_self()
         _signal_self()
-        assert interrupt.release() == signal.SIGTERM
+        assert interrupts.release() == signal.SIGTERM
 
 
 def test_a_process_that_follows_goes_on_until_the_main_one_stops() -> None:
-    with interrupt.handled(patient=True, follows=True):
+    with interrupts.handled(patient=True, follows=True):
         _signal_self()
-        interrupt.defer()
+        interrupts.defer()
         _signal_self()
-        assert interrupt.release() is None
-        assert interrupt.received() == signal.SIGTERM
+        assert interrupts.release() is None
+        assert interrupts.received() == signal.SIGTERM

@@ -13,6 +13,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from hicl_d2.command.console import console, counter
+from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.files import check_writable
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -21,14 +24,11 @@ from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.engine.console import console, counter
-from hicl_d2.engine.files import check_writable
-from hicl_d2.engine.logs import run_log
-from hicl_d2.engine.setup import resolve_device
 from hicl_d2.engine.trainer import Trainer
-from hicl_d2.errors import InputError, one_line
 from hicl_d2.evaluation import for_testing, predicted_classes
 from hicl_d2.reading import read_image
+from hicl_d2.run.logs import run_log
+from hicl_d2.run.setup import resolve_device
 from hicl_d2.visualization.colours import Colour, overlay, palette
 from hicl_d2.visualization.legend import draw_legend
 

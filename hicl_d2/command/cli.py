@@ -9,8 +9,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from hicl_d2.engine import interrupt
-from hicl_d2.errors import InputError, exit_with_error, nearest, one_line
+from hicl_d2.command import interrupts
+from hicl_d2.command.errors import InputError, exit_with_error, nearest, one_line
 
 # Set to have the traceback of an input error too.
 TRACEBACK = "HICL_TRACEBACK"
@@ -109,9 +109,9 @@ def run(tool: str, main: Callable[[], None]) -> NoReturn:
     Any other exception is a fault of ours and keeps its traceback (exit 1).
     """
     try:
-        with interrupt.handled():
+        with interrupts.handled():
             main()
-    except (Exception, interrupt.Interrupted) as error:
+    except (Exception, interrupts.Interrupted) as error:
         signum = stop_signal(error)
         if signum is not None:
             sys.stderr.write(f"{tool}: stopped by {signal.Signals(signum).name}\n")
@@ -129,9 +129,9 @@ def stop_signal(error: BaseException) -> int | None:
     A signal often goes to the loaders' workers and to the other processes too: what breaks when they are gone is
     no error of its own.
     """
-    if isinstance(error, interrupt.Interrupted):
+    if isinstance(error, interrupts.Interrupted):
         return error.signum
-    return interrupt.received() if explain(error) is None or _lost_a_worker(error) else None
+    return interrupts.received() if explain(error) is None or _lost_a_worker(error) else None
 
 
 def explain(error: BaseException) -> str | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
 
 logger = logging.getLogger(__name__)
 

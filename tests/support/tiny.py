@@ -1,6 +1,6 @@
 """A model and a data set small enough to train in a test, and train_net's command line with both registered.
 
-``python -m tests.engine.tiny ARGUMENTS`` is ``train_net.py ARGUMENTS`` that knows them, also in spawned processes.
+``python -m tests.support.tiny ARGUMENTS`` is ``train_net.py ARGUMENTS`` that knows them, also in spawned processes.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hicl_d2.command.cli import run, train_arguments
 from hicl_d2.d2.layers import get_norm
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.data.datasets.folders import paired_records
 from hicl_d2.data.datasets.registry import data_root, register_semantic
-from hicl_d2.engine.cli import run, train_arguments
 from hicl_d2.modeling.losses import PixelCrossEntropy
 
 CLASSES = ("dark", "middle", "bright")
@@ -111,7 +111,7 @@ register()
 def main() -> None:
     """Do what train_net.py does."""
     args = train_arguments()
-    from hicl_d2.engine import train
+    from hicl_d2.tools import train
 
     train.main(args)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hicl_d2.d2 import USES_DETECTRON2
-from tests.engine.forks import Child, Ended, Forks
+from tests.support.forks import Child, Ended, Forks
 
 # What a rank draws at random is its own: without dropout nothing is drawn.
 SETTINGS = {

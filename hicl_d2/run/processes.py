@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from hicl_d2.command import interrupts
+from hicl_d2.command.cli import explain, stop_signal
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
-from hicl_d2.engine import interrupt
-from hicl_d2.engine.cli import explain, stop_signal
-from hicl_d2.engine.files import write_json
-from hicl_d2.errors import InputError
 
 FAILED = 3  # exit status of a process that has left a record of its failure
 # Seconds that a process has to end by itself once another one has failed, before it is ended.
@@ -55,7 +55,7 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
                 dist_url=args.dist_url,
                 args=(records, main, arguments),
             )
-        except interrupt.Interrupted:
+        except interrupts.Interrupted:
             _stop_children()
             raise
         except (ProcessRaisedException, ProcessExitedException) as error:
@@ -96,7 +96,7 @@ def _run_under_torchrun(
         raise InputError("torchrun starts the processes; leave out --num-gpus and --num-machines")
     try:
         _join_torchrun(device)
-        with interrupt.handled(patient=True, follows=not comm.is_main_process()):
+        with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
         dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
@@ -123,7 +123,7 @@ def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any,
     _share_cores()
     threading.Thread(target=_leave_with_others, args=(Path(records),), daemon=True).start()
     try:
-        with interrupt.handled(patient=True, follows=not comm.is_main_process()):
+        with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
     except (Exception, KeyboardInterrupt) as error:
         _record(Path(records), error)
@@ -175,7 +175,7 @@ def _failure(records: Path, error: Exception) -> BaseException:
     if first["kind"] == "input":
         return InputError(first["message"])
     if first["kind"] == "stopped":
-        return interrupt.Interrupted(first["signal"])
+        return interrupts.Interrupted(first["signal"])
     return RuntimeError(f"a process of the run failed:\n{first['message']}")
 
 

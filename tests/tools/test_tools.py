@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.data.datasets.registry import load_records
-from hicl_d2.engine import check, inspect, predict
-from hicl_d2.errors import InputError
 from hicl_d2.evaluation import predicted_classes
-from tests.engine import tiny
+from hicl_d2.tools import check, inspect, predict
+from tests.support import tiny
 
 HICL = "  META_ARCHITECTURE: HiCL\n"
 

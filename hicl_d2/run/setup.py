@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
+from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.files import check_writable
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
-from hicl_d2.engine.files import check_writable
-from hicl_d2.engine.manifest import State, check_output, read_manifest
-from hicl_d2.engine.processes import count
 from hicl_d2.engine.step import PRECISIONS
-from hicl_d2.errors import InputError, listing, nearest
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.modeling import check_model_config, check_test_sizes
+from hicl_d2.run.manifest import State, check_output, read_manifest
+from hicl_d2.run.processes import count
 from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import read_json, write_json
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.engine import provenance
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
-from hicl_d2.engine.files import read_json, write_json
 from hicl_d2.engine.scaling import same_schedule
-from hicl_d2.errors import InputError
+from hicl_d2.run import provenance
 
 MANIFEST = "manifest.json"
 RESULT = "result.json"

@@ -80,7 +80,7 @@ class Forks:
             "PYTHONPATH": str(ROOT),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.forks"],
+            [sys.executable, "-m", "tests.support.forks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -132,7 +132,7 @@ def forks(folder: Path) -> Iterator[Forks]:
 
 
 def _train_net() -> None:
-    from tests.engine import tiny
+    from tests.support import tiny
 
     tiny.run("train_net", tiny.main)
 
@@ -159,8 +159,7 @@ TOOLS: dict[str, Callable[[], object]] = {
 
 def _serve() -> None:
     # Loaded before the first fork, so that every tool finds them there.
-    from hicl_d2.engine import check, inspect, predict, train  # noqa: F401
-    from tests.engine import tiny  # noqa: F401
+    from tests.support import tiny  # noqa: F401
 
     ended: dict[int, int] = {}
     running: set[int] = set()

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hicl_d2.command.console import console, counter
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.audit import Audit, audit_dataset, find_shared
@@ -13,11 +16,8 @@ from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
 from hicl_d2.data.preflight import check_inputs
-from hicl_d2.engine.console import console, counter
-from hicl_d2.engine.files import check_writable, write_json
-from hicl_d2.engine.logs import run_log
-from hicl_d2.errors import InputError
 from hicl_d2.reading import read_image, read_labels
+from hicl_d2.run.logs import run_log
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.contact import contact_sheet
 from hicl_d2.visualization.pictures import evenly_spaced

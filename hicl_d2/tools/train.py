@@ -8,20 +8,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.console import console
+from hicl_d2.command.files import atomic_open, occupied, read_json, remove_unfinished, write_json
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
 from hicl_d2.d2.utils import collect_env_info, comm
-from hicl_d2.engine import processes, result
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.engine.console import console
-from hicl_d2.engine.files import atomic_open, occupied, read_json, remove_unfinished, write_json
-from hicl_d2.engine.logs import RunLog, run_log
-from hicl_d2.engine.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
-from hicl_d2.engine.setup import check_before_start, configure_torch, resolve, resolve_device
-from hicl_d2.engine.trainer import Trainer, flat
+from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing
+from hicl_d2.evaluation.metrics import flat
+from hicl_d2.run import processes, result
+from hicl_d2.run.logs import RunLog, run_log
+from hicl_d2.run.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
+from hicl_d2.run.setup import check_before_start, configure_torch, resolve, resolve_device
 from hicl_d2.visualization import draw_pictures
 from hicl_d2.weights import DOWNLOAD
 
@@ -31,7 +32,7 @@ EVALUATION = "evaluation.json"
 
 
 def main(args: Namespace) -> None:
-    """Train or evaluate what ``args`` (of :func:`hicl_d2.engine.cli.train_arguments`) asks for."""
+    """Train or evaluate what ``args`` (of :func:`hicl_d2.command.cli.train_arguments`) asks for."""
     cfg = load_config(args.config_file, args.opts)
     if args.download:
         os.environ[DOWNLOAD] = "1"  # the other processes inherit it

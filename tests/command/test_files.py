@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hicl_d2.engine.files import atomic_open, read_json, write_json
-from hicl_d2.errors import InputError
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open, read_json, write_json
 
 
 def test_a_reader_sees_the_old_content_until_all_of_the_new_is_there(tmp_path: Path) -> None:

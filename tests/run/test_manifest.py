@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.engine.manifest import (
+from hicl_d2.run.manifest import (
     changed_keys,
     check_output,
     config_hash,
@@ -14,7 +15,6 @@ from hicl_d2.engine.manifest import (
     read_manifest,
     write_manifest,
 )
-from hicl_d2.errors import InputError
 
 
 def _cfg(config: Path, *opts: str) -> CfgNode:

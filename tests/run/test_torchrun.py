@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.forks import ROOT
+from tests.support.forks import ROOT
 
 LONG = {"SOLVER.MAX_ITER": "1500", "SOLVER.CHECKPOINT_PERIOD": "100", "TEST.EVAL_PERIOD": "0"}
 
@@ -23,7 +23,7 @@ def _start(
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data_root)}
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "tests.engine.tiny", "--config-file", str(config), *words],
+        [sys.executable, *launcher, "-m", "tests.support.tiny", "--config-file", str(config), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from hicl_d2.command.files import write_json
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.engine import provenance
-from hicl_d2.engine.files import write_json
-from hicl_d2.engine.manifest import RESULT, config_hash
+from hicl_d2.evaluation.metrics import finite
+from hicl_d2.run import provenance
+from hicl_d2.run.manifest import RESULT, config_hash
 
 SCHEMA = 1
 MAIN_METRICS = ("mIoU", "mAcc", "fwIoU", "pACC")
@@ -79,13 +80,6 @@ def write_result(cfg: CfgNode, result: Mapping[str, Any]) -> Path:
     path = Path(cfg.OUTPUT_DIR) / RESULT
     write_json(path, result)
     return path
-
-
-def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return ``metrics`` with None for what is not finite: JSON has no NaN."""
-    return {
-        name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
-    }
 
 
 def task(cfg: CfgNode) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from hicl_d2.engine.processes import _failure
-from hicl_d2.errors import InputError
-from tests.engine.conftest import Command
+from hicl_d2.command.errors import InputError
+from hicl_d2.run.processes import _failure
+from tests.support.fixtures import Command
 
 PLAIN = ("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "0.0")  # what a rank draws at random is its own
 
@@ -23,7 +23,7 @@ def _start(config: Path, folder: Path, *arguments: str) -> subprocess.Popen:
     words = ["--config-file", str(config), "OUTPUT_DIR", str(folder), "--num-gpus", "2", *PLAIN, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.engine.tiny", *words],
+        [sys.executable, "-m", "tests.support.tiny", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

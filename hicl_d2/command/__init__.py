@@ -1,0 +1,1 @@
+"""What every command line needs, without torch: errors, files, console, interrupts, arguments."""
