@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hicl_d2.contrast.anchors import wrongly_predicted
 from hicl_d2.contrast.frame import Contrast, ContrastOutput, zero_with_graph
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.peers.rows import at_middle, nearest_classes
 
@@ -96,8 +97,7 @@ class ScaledContrast(Contrast):
     def embed(self, rows: Tensor, scale: int) -> Tensor:
         """Embed feature rows (N, C) of the given scale: (N, D), each of length one."""
         own = self.coarser_embeddings[scale - 1] if scale > 0 and self.coarser_embeddings else self.embedding
-        embedded: Tensor = own(rows)
-        return embedded
+        return embed(own, rows)
 
     def _pooled_scales(self, features: Tensor, grid: LabelGrid, logits: Tensor | None) -> list[Scale]:
         scales = []
