@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.fused import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
 from hicl_d2.d2.data import MetadataCatalog
