@@ -7,19 +7,19 @@ registered as ``HiCLMaskFormer``.
 
 import hicl_d2.d2.projects  # noqa: F401 - what Detectron2's projects register comes first
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from hicl_d2.modeling.backbones.dilated_resnet import (
+from hicl_d2.modeling.check import check_model_config, check_test_sizes
+from hicl_d2.modeling.deeplab.head import DeepLabV3Head, DeepLabV3PlusHead
+from hicl_d2.modeling.dilated_resnet.backbone import (
     build_dilated_resnet_backbone,
     build_resnet_deeplab_backbone,
 )
-from hicl_d2.modeling.backbones.hugging_face import build_transformers_backbone
-from hicl_d2.modeling.backbones.swin import D2SwinTransformer
-from hicl_d2.modeling.backbones.timm import build_timm_backbone
-from hicl_d2.modeling.check import check_model_config, check_test_sizes
-from hicl_d2.modeling.heads.deeplab import DeepLabV3Head, DeepLabV3PlusHead
-from hicl_d2.modeling.heads.panoptic_deeplab import PanopticDeepLabSemSegHead
+from hicl_d2.modeling.hugging_face.backbone import build_transformers_backbone
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
 from hicl_d2.modeling.mask_former.model import MaskFormer
+from hicl_d2.modeling.panoptic_deeplab.head import PanopticDeepLabSemSegHead
 from hicl_d2.modeling.registration import register_if_free
+from hicl_d2.modeling.swin.backbone import D2SwinTransformer
+from hicl_d2.modeling.timm.backbone import build_timm_backbone
 
 for _backbone in (
     build_dilated_resnet_backbone,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hicl_d2.modeling  # registers the project's own
-from hicl_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
+from hicl_d2.modeling.dilated_resnet.backbone import build_dilated_resnet_backbone
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 from tests.conformance.tensors import assert_close, digest, image_batch, largest_difference, names
 

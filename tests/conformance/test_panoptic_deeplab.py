@@ -12,7 +12,7 @@ from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.modeling import check_model_config
 from tests.conformance.runtimes import load, needs_detectron2
-from tests.modeling.models import deeplab_cfg
+from tests.modeling.deeplab.models import deeplab_cfg
 
 CONFIG = Path(__file__).parents[2] / "configs/cityscapes/panoptic_deeplab_R_52_90k_bs32_instances_hicl.yaml"
 door_to_detectron2 = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
 from hicl_d2.modeling import DeepLabV3PlusHead, check_model_config, check_test_sizes
 from hicl_d2.modeling.check import backbone_strides
-from tests.modeling.models import DEEPLAB_HEADS, deeplab_cfg
+from tests.modeling.deeplab.models import DEEPLAB_HEADS, deeplab_cfg
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from hicl_d2.modeling.check import check_deeplab_head, training_crop
-from hicl_d2.modeling.losses import build_loss
+from hicl_d2.modeling.deeplab.check import check_deeplab_head, training_crop
+from hicl_d2.modeling.deeplab.loss import build_loss
 
 
 def make_predictor(in_channels: int, num_classes: int) -> Conv2d:
