@@ -3,16 +3,14 @@
 Called before anything is built, so that a slip is one line and not a failure inside a constructor.
 """
 
-from collections.abc import Iterable
 from math import log2
 
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
-from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from hicl_d2.d2.utils import Registry
-from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head, training_crop
+from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head
 from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_dilated_resnet
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
 from hicl_d2.modeling.mask_former.check import MASK_FORMERS, check_mask_former, check_mask_former_head
@@ -85,54 +83,6 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
     check_features("MODEL.FPN.IN_FEATURES", cfg.MODEL.FPN.IN_FEATURES, strides)
     levels = [int(log2(strides[feature])) for feature in cfg.MODEL.FPN.IN_FEATURES]
     return {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
-
-
-def check_test_sizes(cfg: CfgNode, sizes: Iterable[tuple[int, int]]) -> None:
-    """Raise InputError if DeepLab's image pooling does not fit test images of these (height, width), resized, or TEST.WINDOW.
-
-    Found here it costs nothing; found by the model, it ends a training at its first evaluation.
-    """
-    settings, strides, crop = cfg.MODEL.SEM_SEG_HEAD, backbone_strides(cfg), None
-    if settings.NAME in DEEPLAB_HEADS and strides is not None:
-        crop = training_crop(cfg)
-    if crop is None or strides is None:
-        return
-    stride = max(strides[name] for name in settings.IN_FEATURES)
-    window = (crop[0] // stride, crop[1] // stride)
-    if len(cfg.TEST.WINDOW):
-        if not _divides(window, (-(-cfg.TEST.WINDOW[0] // stride), -(-cfg.TEST.WINDOW[1] // stride))):
-            raise InputError(
-                f"TEST.WINDOW is {tuple(cfg.TEST.WINDOW)}; {settings.NAME} pools over {crop[0]} x {crop[1]} "
-                "(INPUT.CROP.SIZE), which must divide it: take that"
-            )
-        return
-    for size in sorted(set(sizes)):
-        resized, grid = _test_grid(cfg, size, cfg.INPUT.MIN_SIZE_TEST, stride)
-        if _divides(window, grid):
-            continue
-        near = [cfg.INPUT.MIN_SIZE_TEST + sign * step for step in range(1, 257) for sign in (-1, 1)]
-        fits = (
-            side for side in near if side > 0 and _divides(window, _test_grid(cfg, size, side, stride)[1])
-        )
-        hint = next((f" (INPUT.MIN_SIZE_TEST {side} would fit)" for side in fits), "")
-        raise InputError(
-            f"test images of {size[0]} x {size[1]} are resized to {resized[0]} x {resized[1]}, {grid[0]} x {grid[1]} at "
-            f"the stride {stride}, where {settings.NAME} pools over {window[0]} x {window[1]} (INPUT.CROP.SIZE), which "
-            f"must divide it{hint}"
-        )
-
-
-def _test_grid(
-    cfg: CfgNode, size: tuple[int, int], short_side: int, stride: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return what a test image of ``size`` is resized to, and its feature map at ``stride``."""
-    if short_side > 0:
-        size = T.ResizeShortestEdge.get_output_shape(*size, short_side, cfg.INPUT.MAX_SIZE_TEST)
-    return size, (-(-size[0] // stride), -(-size[1] // stride))
-
-
-def _divides(window: tuple[int, int], grid: tuple[int, int]) -> bool:
-    return grid[0] % window[0] == 0 and grid[1] % window[1] == 0
 
 
 def _check_name(registry: Registry, key: str, name: str) -> None:

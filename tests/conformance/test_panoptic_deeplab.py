@@ -83,6 +83,28 @@ def test_it_trains_with_the_branch_and_keeps_its_own_losses_and_predictions() ->
 
 
 @needs_detectron2
+@door_to_detectron2
+@pytest.mark.parametrize("crop", [(64, 64), (60, 72)])
+def test_images_of_any_size_are_tested_also_where_detectron2s_pooling_refuses_them(crop: Any) -> None:
+    from hicl_d2.d2.data import MetadataCatalog
+    from hicl_d2.d2.modeling import build_model
+
+    MetadataCatalog.get("panoptic_of_a_test").set(
+        thing_dataset_id_to_contiguous_id={1: 1}, label_divisor=1000
+    )
+    cfg = make_cfg(False)
+    cfg.INPUT.CROP.SIZE = list(crop)
+    check_model_config(cfg)
+    model = build_model(cfg).eval()
+    for size in ((64, 64), (50, 81), (33, 20)):
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            output = model([{"image": image, "height": size[0], "width": size[1]}])[0]
+        assert output["sem_seg"].shape[1:] == size
+        assert output["panoptic_seg"][0].shape == size
+
+
+@needs_detectron2
 def test_our_keys_have_its_defaults() -> None:
     cfg = load("detectron2", "config").get_cfg()
     load("detectron2", "projects.panoptic_deeplab").add_panoptic_deeplab_config(cfg)

@@ -36,13 +36,6 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
             f"{section}.COMMON_STRIDE is {settings.COMMON_STRIDE}, but the finest of IN_FEATURES "
             f"{list(settings.IN_FEATURES)} has the stride {read[0]}; they must be equal"
         )
-    crop = training_crop(cfg)
-    if crop is not None and any(side % read[-1] for side in crop):
-        near = " x ".join(str(max(round(side / read[-1]), 1) * read[-1]) for side in crop)
-        raise InputError(
-            f"INPUT.CROP.SIZE is {crop[0]} x {crop[1]}; {settings.NAME} pools over it, so both must be divisible by "
-            f"the stride {read[-1]} of the coarsest feature ({near} is near)"
-        )
 
 
 def _check_single_feature(settings: CfgNode, section: str) -> None:
@@ -58,18 +51,6 @@ def _check_single_feature(settings: CfgNode, section: str) -> None:
 
 
 def training_crop(cfg: CfgNode) -> tuple[int, int] | None:
-    """Return height and width of the crops that DeepLab's image pooling is made for, or None without crops.
-
-    Raises InputError if crops have no fixed size.
-    """
+    """Return height and width in pixels of the training crops, or None if there are none of one fixed size."""
     crop = cfg.INPUT.CROP
-    if not crop.ENABLED:
-        return None
-    if crop.TYPE != "absolute":
-        raise InputError(
-            f"INPUT.CROP.TYPE is {crop.TYPE!r}; {cfg.MODEL.SEM_SEG_HEAD.NAME} needs crops of one size: set it to "
-            "absolute, or INPUT.CROP.ENABLED to False"
-        )
-    if len(crop.SIZE) != 2 or not all(isinstance(side, int) and side > 0 for side in crop.SIZE):
-        raise InputError(f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; it must be height and width in pixels")
-    return crop.SIZE[0], crop.SIZE[1]
+    return (crop.SIZE[0], crop.SIZE[1]) if crop.ENABLED and crop.TYPE == "absolute" else None
