@@ -16,7 +16,7 @@ from yacs.config import _VALID_TYPES
 
 from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
-from hicl_d2.model_keys import add_model_keys
+from hicl_d2.modeling.keys import add_model_keys
 
 BASE_KEY = "_BASE_"
 
@@ -62,10 +62,6 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Side of the square that training images smaller than it are padded to; below 1: the crop's size.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.
-    cfg.MODEL.SEM_SEG_HEAD.HEAD_CHANNELS = 256
-    # Share of the hardest pixels that Panoptic-DeepLab's loss averages (hard_pixel_mining).
-    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.2
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
 

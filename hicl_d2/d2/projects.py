@@ -12,7 +12,10 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("panoptic_deeplab_mapper", "point_rend_colours")
+__all__ = ("INSTANCE_HEADS_REGISTRY", "instance_head", "panoptic_deeplab_mapper", "point_rend_colours")
+
+# Heads of Panoptic-DeepLab's instances, by MODEL.INS_EMBED_HEAD.NAME; None without Detectron2.
+INSTANCE_HEADS_REGISTRY: Any = None
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -20,6 +23,12 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     if not USES_DETECTRON2:
         raise ImportError(f"Panoptic-DeepLab's instance half: this needs Detectron2 ({INSTALL_GUIDE})")
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
+
+
+def instance_head(cfg: Any, input_shape: Any) -> Any:
+    """Build Detectron2's head of centres and offsets of Panoptic-DeepLab."""
+    project = importlib.import_module("detectron2.projects.panoptic_deeplab")
+    return project.PanopticDeepLabInsEmbedHead(cfg, input_shape)
 
 
 def point_rend_colours() -> Any:
@@ -56,4 +65,5 @@ def _ids_of_colours(colours: Any) -> Any:
 if USES_DETECTRON2:
     importlib.import_module("detectron2.projects.deeplab")
     with _panopticapi():
-        importlib.import_module("detectron2.projects.panoptic_deeplab")
+        _project = importlib.import_module("detectron2.projects.panoptic_deeplab.panoptic_seg")
+    INSTANCE_HEADS_REGISTRY = _project.INS_EMBED_BRANCHES_REGISTRY

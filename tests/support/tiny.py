@@ -18,7 +18,7 @@ from hicl_d2.d2.layers import get_norm
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.data.datasets.folders import paired_records
 from hicl_d2.data.datasets.registry import data_root, register_semantic
-from hicl_d2.modeling.losses import PixelCrossEntropy
+from hicl_d2.modeling.deeplab.loss import PixelCrossEntropy
 
 CLASSES = ("dark", "middle", "bright")
 SPLITS = {"train": 6, "val": 3}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.modeling.losses import HardPixelMining, PixelCrossEntropy, build_loss
+from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy, build_loss
 
 
 def problem(dtype=torch.float32, ignore_value=255):

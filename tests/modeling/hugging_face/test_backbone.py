@@ -1,20 +1,15 @@
-"""Backbones of transformers and timm: strides and channels as they are, weights by name, and what is refused."""
-
-import sys
-from types import ModuleType, SimpleNamespace
+"""Backbones of transformers: strides and channels as they are, weights by name, and what is refused."""
 
 import pytest
 import torch
 from torch import nn
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.modeling import build_backbone, build_model
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.modeling import check_model_config
-from hicl_d2.modeling.weights import with_known_names
 from tests.modeling.attach_cases import case_batch
-from tests.modeling.mask_formers import mask_former_cfg
+from tests.modeling.mask_former.models import mask_former_cfg
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 TYPES = {
@@ -146,44 +141,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         Checkpoints(nn.Linear(1, 1)).load_weights(str(tmp_path), whole=False)
 
 
-def test_torchvisions_resnets_load_into_detectron2s(tmp_path):
-    cfg = get_hicl_cfg()
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_resnet_backbone", 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM = 18, 64, "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    model = nn.Module()
-    model.backbone = build_backbone(cfg)
-    expected = {
-        key: torch.randn_like(value.float())
-        for key, value in model.state_dict().items()
-        if "num_b" not in key
-    }
-    assert len(expected) == 100
-    torchvision = {_torchvision_name(key): value for key, value in expected.items()}
-    torch.save({**torchvision, "fc.weight": torch.ones(3, 3)}, tmp_path / "resnet18.pth")
-    checkpoints = Checkpoints(model)
-    checkpoints.load_weights(str(tmp_path / "resnet18.pth"), whole=False)
-    assert checkpoints.fit.is_whole
-    for key, value in expected.items():
-        assert torch.equal(model.state_dict()[key], value), key
-
-
-def _torchvision_name(name):
-    """Return torchvision's name of a parameter of a basic ResNet, spelled out part by part."""
-    _, stage, *rest = name.split(".")
-    if stage == "stem":
-        return ".".join(["bn1", *rest[2:]] if "norm" in rest else ["conv1", *rest[1:]])
-    block, part, *last = rest
-    layer = f"layer{int(stage[-1]) - 1}.{block}"
-    if part == "shortcut":
-        return f"{layer}.downsample.1.{last[1]}" if last[0] == "norm" else f"{layer}.downsample.0.{last[0]}"
-    return f"{layer}.bn{part[-1]}.{last[1]}" if last[0] == "norm" else f"{layer}.{part}.{last[0]}"
-
-
-def test_other_weights_keep_their_names():
-    assert with_known_names({"backbone.stem.conv1.weight": torch.ones(1)}) is None
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "features", "message"),
     [
@@ -218,99 +175,3 @@ def test_a_head_that_needs_other_strides_says_so():
         InputError, match=r"COMMON_STRIDE is 4 and IN_FEATURES have the strides \[14, 14, 14, 14\]"
     ):
         build_model(cfg)
-
-
-def timm_cfg(**settings):
-    cfg = get_hicl_cfg()
-    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
-    for key, value in settings.items():
-        cfg.MODEL.TIMM[key] = value
-    return cfg
-
-
-class _Pyramid(nn.Module):
-    """What timm gives with features_only: maps of the strides 2, 4 and 8, and what they are."""
-
-    feature_info = SimpleNamespace(reduction=lambda: [2, 4, 8], channels=lambda: [3, 5, 7])
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3, c, s, s) for c, s in ((3, 2), (5, 4), (7, 8)))
-
-    def forward(self, images):
-        return [layer(images) for layer in self.layers]
-
-
-@pytest.fixture
-def fake_timm(monkeypatch):
-    timm = ModuleType("timm")
-    timm.list_models = lambda: ["pyramid"]
-    timm.create_model = lambda name, **settings: _Pyramid()
-    monkeypatch.setitem(sys.modules, "timm", timm)
-
-
-@pytest.mark.usefixtures("fake_timm")
-def test_timms_features_are_called_by_their_strides():
-    backbone = build_backbone(timm_cfg(NAME="pyramid", OUT_FEATURES=["res3", "res2"]))
-    assert {name: (shape.channels, shape.stride) for name, shape in backbone.output_shape().items()} == {
-        "res2": (5, 4),
-        "res3": (7, 8),
-    }
-    assert backbone(torch.zeros(1, 3, 16, 8))["res3"].shape == (1, 7, 2, 1)
-
-
-@pytest.mark.usefixtures("fake_timm")
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"NAME": "pyramids"}, r"NAME is 'pyramids'; did you mean pyramid\?"),
-        ({"NAME": "pyramid", "OUT_FEATURES": ["res5"]}, r"what pyramid has: res1, res2, res3"),
-    ],
-)
-def test_what_timm_does_not_have_is_said_in_one_line(settings, message):
-    with pytest.raises(InputError, match=message):
-        build_backbone(timm_cfg(**settings))
-
-
-@pytest.mark.parametrize(
-    ("absent", "expected"), [("timm", "needs timm"), ("torchvision", "needs torchvision")]
-)
-def test_without_timm_or_torchvision_the_advice_is_what_to_install(absent, expected, monkeypatch):
-    class Absent:
-        def find_spec(self, name, path=None, target=None):
-            if name == "timm":
-                raise ModuleNotFoundError(f"No module named {absent!r}", name=absent)
-
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
-    with pytest.raises(
-        InputError, match=rf"{expected}, which is not installed: pip install 'hicl-d2\[timm\]'"
-    ):
-        build_backbone(timm_cfg())
-
-
-def test_a_torchvision_of_another_torch_is_named_as_the_likely_cause(monkeypatch):
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "timm":
-                raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    with pytest.raises(InputError, match=rf"nms does not exist.*does not fit torch {torch.__version__[:4]}"):
-        build_backbone(timm_cfg())
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("INPUT.FORMAT", "BGR", "INPUT.FORMAT is BGR, but the weights .*R-50.pkl were trained with RGB"),
-        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], "PIXEL_STD is .* were trained with"),
-        ("MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", "were trained with BGR"),
-    ],
-)
-def test_images_must_suit_the_weights(key, value, message):
-    path = "configs/cityscapes/mask2former_R_50_90k_bs16.yaml"
-    check_model_config(load_config(path, ["MODEL.DEVICE", "cpu"]))
-    with pytest.raises(InputError, match=message):
-        check_model_config(load_config(path, ["MODEL.DEVICE", "cpu", key, value]))

@@ -6,13 +6,13 @@ import torch
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
-from hicl_d2.modeling.backbones.dilated_resnet import (
+from hicl_d2.modeling.dilated_resnet.backbone import (
     DilatedBasicBlock,
     build_dilated_resnet_backbone,
     build_resnet_deeplab_backbone,
-    dilated_resnet_strides,
 )
-from tests.modeling.models import deeplab_cfg
+from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
+from tests.modeling.deeplab.models import deeplab_cfg
 
 FEATURES = ["stem", "res2", "res3", "res4", "res5"]
 

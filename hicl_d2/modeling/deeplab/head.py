@@ -1,6 +1,7 @@
 """DeepLabV3 (Chen et al. 2017) and DeepLabV3+ (Chen et al. 2018).
 
-Config keys, signatures, parameter names and initialisation are those of Detectron2's DeepLab project.
+Config keys, signatures, parameter names, initialisation and figures are those of Detectron2's DeepLab project. Unlike
+Detectron2's, these heads train and predict on images of any size.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from hicl_d2.modeling.check import check_deeplab_head, training_crop
-from hicl_d2.modeling.losses import build_loss
+from hicl_d2.modeling.deeplab.check import check_deeplab_head, training_crop
+from hicl_d2.modeling.deeplab.loss import build_loss
+from hicl_d2.modeling.deeplab.pooling import accept_any_size
 
 
 def make_predictor(in_channels: int, num_classes: int) -> Conv2d:
@@ -56,36 +57,22 @@ def make_aspp(
     stride: int,
     use_depthwise_separable_conv: bool,
 ) -> ASPP:
-    """Make the pyramid for a feature map of ``stride``, with image pooling over windows of the size of ``crop``.
+    """Make the pyramid for feature maps of ``stride`` and of any size.
 
-    ``crop`` is the training crop's (height, width). Raises InputError if the stride does not divide it.
+    Its image pooling averages over windows of the size that a training crop of ``crop`` (height, width) pixels has at
+    that stride, rounded up; over the whole map where ``crop`` is None.
     """
-    if crop is not None and any(side % stride for side in crop):
-        raise InputError(
-            f"the training crop {tuple(crop)} must be divisible by the stride {stride} of the head's input"
-        )
-    return ASPP(
+    aspp = ASPP(
         in_channels,
         out_channels,
         dilations,
         norm=norm,
         activation=F.relu,
-        pool_kernel_size=None if crop is None else (crop[0] // stride, crop[1] // stride),
+        pool_kernel_size=None if crop is None else (-(-crop[0] // stride), -(-crop[1] // stride)),
         dropout=dropout,
         use_depthwise_separable_conv=use_depthwise_separable_conv,
     )
-
-
-def apply_aspp(aspp: ASPP, x: Tensor) -> Tensor:
-    """Return the pyramid of (B, C, h, w); raises InputError if its pooling windows do not divide the map."""
-    window, size = aspp.pool_kernel_size, tuple(x.shape[-2:])
-    if window is not None and any(side % step for side, step in zip(size, window, strict=True)):
-        raise InputError(
-            f"a feature map of {size[0]} x {size[1]} does not fit DeepLab's image pooling over {window[0]} x "
-            f"{window[1]} (INPUT.CROP.SIZE over the stride): image sizes over the stride, rounded up, must be multiples "
-            "of that; change INPUT.CROP.SIZE or INPUT.MIN_SIZE_*, or set INPUT.CROP.ENABLED False"
-        )
-    return aspp(x)
+    return accept_any_size(aspp)
 
 
 def pixel_loss(
@@ -219,7 +206,7 @@ class DeepLabV3PlusHead(nn.Module):
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the common stride, or without classes the decoder's feature."""
         *finer, coarsest = self.in_features
-        y = apply_aspp(self._decoder_part(coarsest, "project_conv"), features[coarsest])
+        y = self._decoder_part(coarsest, "project_conv")(features[coarsest])
         for name in reversed(finer):
             projected = self._decoder_part(name, "project_conv")(features[name])
             y = F.interpolate(y, size=projected.shape[-2:], mode="bilinear", align_corners=False)
@@ -264,7 +251,7 @@ class DeepLabV3Head(nn.Module):
         self, features: dict[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
         """Return (None, losses) in training, else (logits (B, K, H, W), {}); targets are labels (B, H, W)."""
-        logits = self.predictor(apply_aspp(self.aspp, features[self.in_features[0]]))
+        logits = self.predictor(self.aspp(features[self.in_features[0]]))
         if self.training:
             return None, self.losses(logits, targets)
         return upsample(logits, self.common_stride), {}

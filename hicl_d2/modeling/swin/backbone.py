@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
-from hicl_d2.modeling.check import SWIN_STRIDES, check_swin
 from hicl_d2.modeling.rehome import Names, Rehomed, Rows
+from hicl_d2.modeling.swin.check import SWIN_STRIDES, check_swin
 
 # Name here and in the original, name in transformers' SwinBackbone; s counts stages, b blocks. A block's attn is the
 # module of transformers that holds relative_position_bias_table; attn.qkv is one layer here and three there.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ShapeSpec
-from hicl_d2.modeling.heads.deeplab import (
+from hicl_d2.modeling.deeplab.head import (
     DeepLabV3PlusHead,
     make_predictor,
     make_two_convolutions,
     pixel_loss,
     upsample,
 )
-from hicl_d2.modeling.losses import build_loss
+from hicl_d2.modeling.deeplab.loss import build_loss
 
 
 class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
