@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import FEW, TRIALS, Runs
+from tests.robustness.conftest import FEW, TRIALS, Runs
 from tests.support.forks import Child
 from tests.support.states import assert_equal, run_state
 
