@@ -15,6 +15,7 @@ from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
 from hicl_d2.d2.utils import collect_env_info, comm
+from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing
@@ -170,7 +171,8 @@ def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
     """Draw test images beside truth and prediction; return their folder."""
     if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST):
         return None
-    draw_pictures(cfg, for_testing(cfg, model), cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
+    mapper, model = SemanticMapper(cfg, is_train=False), for_testing(cfg, model)
+    draw_pictures(mapper, model, cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
     return Path(cfg.OUTPUT_DIR) / "pictures"
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.sheet import class_iou, side_by_side
 
 SCORES_FILE = "scores.json"
 
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 def draw_pictures(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
+    mapper: Mapper, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
 ) -> list[Path]:
     """Run ``model`` on ``count`` evenly spaced images of ``dataset_name`` and draw image, truth and
     prediction.
 
+    ``mapper`` turns a record, given without its label map, into an input of the model.
     Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
     are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). The
     model is in eval mode meanwhile. One process alone calls this.
@@ -40,7 +42,6 @@ def draw_pictures(
     classes = metadata.stuff_classes
     colours = [tuple(colour) for colour in metadata.get("stuff_colors") or palette(len(classes))]
     ignore_value = metadata.get("ignore_label", 255)
-    mapper = DatasetMapper(cfg, is_train=False)
 
     folder = Path(output_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def _names(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, mapper: DatasetMapper, record: dict[str, Any]) -> np.ndarray:
+def _predict(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> np.ndarray:
     """Return the predicted label map (H, W) at the image's own size."""
     plain = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
     output = model([mapper(plain)])[0]["sem_seg"]
