@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hicl_d2.modeling  # noqa: F401 - registers the project's models
-from hicl_d2.command.console import counter
+from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.d2.config import CfgNode
@@ -59,6 +59,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's: it writes at once, puts DistributedDataParallel on GPUs alone, and knows
         # float16 alone.
         TrainerBase.__init__(self)
+        console.silence(not comm.is_main_process())
         cfg = scale_to_processes(cfg, comm.get_world_size())
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -218,6 +219,7 @@ class Trainer(DefaultTrainer):
         evaluators: Sequence[DatasetEvaluator] | DatasetEvaluator | None = None,
     ) -> dict[str, Any]:
         """Evaluate as Detectron2's ``test`` does, with progress on the console."""
+        console.silence(not comm.is_main_process())
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
