@@ -9,6 +9,7 @@ if USES_DETECTRON2:
         SEM_SEG_HEADS_REGISTRY,
         Backbone,
         ResNet,
+        SemanticSegmentor,
         build_backbone,
         build_model,
     )
@@ -21,6 +22,7 @@ else:
         SEM_SEG_HEADS_REGISTRY,
         Backbone,
         ResNet,
+        SemanticSegmentor,
         build_backbone,
         build_model,
     )
@@ -36,6 +38,7 @@ __all__ = [
     "META_ARCH_REGISTRY",
     "ResNet",
     "SEM_SEG_HEADS_REGISTRY",
+    "SemanticSegmentor",
     "build_backbone",
     "build_model",
     "sem_seg_postprocess",

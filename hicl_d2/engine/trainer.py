@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hicl_d2.modeling  # noqa: F401 - registers the project's models
-from hicl_d2.command.console import counter
+from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
@@ -59,6 +59,7 @@ class Trainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        console.silence(not comm.is_main_process())
         cfg = scale_to_processes(cfg, comm.get_world_size())
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -149,7 +150,7 @@ class Trainer(TrainerBase):
         """Return the writers of the log, metrics.json and TensorBoard; none creates its file before the first write."""
         return [CommonMetricPrinter(self.max_iter), self._metrics, TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
-    def train(self) -> dict[str, Any]:  # type: ignore[override]
+    def train(self) -> dict[str, Any]:
         """Train, and return the results of the last evaluation (empty without DATASETS.TEST).
 
         If a signal or an error (a test image that cannot be read, say) ends the training between two iterations, a
@@ -239,6 +240,7 @@ class Trainer(TrainerBase):
         ``evaluators`` has one per data set; without it :meth:`build_evaluator` makes them. Return the results of the
         one data set, or a dict of results by data set.
         """
+        console.silence(not comm.is_main_process())
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()

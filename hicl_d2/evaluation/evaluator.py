@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluator
@@ -236,19 +237,14 @@ def _per_class(metric: str, names: Sequence[str], scores: Tensor) -> dict[str, f
 
 
 def _write_counts(path: Path, counts: Tensor, names: Sequence[str]) -> None:
-    """Write the matrix as CSV, a row per true class and a column per predicted one, all at once or not at
-    all.
-    """
+    """Write the matrix as CSV, a row per true class and a column per predicted one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_open(path) as file:
         writer = csv.writer(file)
         writer.writerow(["true class", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-    unfinished.replace(path)
 
 
 def _write_picture(path: Path, counts: Tensor, names: Sequence[str]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    draw_confusion(counts.cpu().numpy(), names).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with atomic_open(path, "wb") as stream:
+        draw_confusion(counts.cpu().numpy(), names).save(stream, format="PNG")

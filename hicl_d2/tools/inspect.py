@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
@@ -75,10 +75,8 @@ def main(args: Namespace) -> None:
             colours,
             ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         )
-        path = folder / f"{Path(record['file_name']).stem}.png"
-        unfinished = path.with_name(f".{path.name}.tmp")
-        sheet.save(unfinished, format="PNG")
-        unfinished.replace(path)
+        with atomic_open(folder / f"{Path(record['file_name']).stem}.png", "wb") as stream:
+            sheet.save(stream, format="PNG")
         advance()
     console.show(f"{len(records)} pictures in {folder}")
 

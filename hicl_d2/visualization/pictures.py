@@ -1,7 +1,5 @@
 """Pictures of what a model predicts on a data set."""
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hicl_d2.command.files import atomic_open, write_json
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.sheet import class_iou, side_by_side
@@ -64,10 +63,13 @@ def draw_pictures(
                     ignore_value=ignore_value,
                     title=name,
                 )
-            paths.append(_save(sheet, folder / f"{name}.png"))
+            path = folder / f"{name}.png"
+            with atomic_open(path, "wb", durable=False) as stream:
+                sheet.save(stream, format="PNG")
+            paths.append(path)
     finally:
         model.train(was_training)
-    _write(folder / SCORES_FILE, json.dumps(scores, indent=1))
+    write_json(folder / SCORES_FILE, scores)
     return paths
 
 
@@ -97,18 +99,3 @@ def _score(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_v
     """Return the mIoU of one image in percent, over the classes in its truth; None if it has none."""
     iou = class_iou(truth, prediction, num_classes, ignore_value)
     return None if np.isnan(iou).all() else round(100 * float(np.nanmean(iou)), 2)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
-    return path
