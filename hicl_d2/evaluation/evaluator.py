@@ -124,10 +124,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                 self.writer.write(record, prediction.cpu().numpy())
             path = self._truth_file(record)
             if path is not None:
-                self._count(path, prediction)
+                self._count(path, record, prediction)
 
-    def _count(self, path: str, prediction: Tensor) -> None:
-        labels = read_labels(path)
+    def _count(self, path: str, record: dict[str, Any], prediction: Tensor) -> None:
+        labels = read_labels(path, record.get("file_name"), (prediction.shape[0], prediction.shape[1]))
         # A copy: what Pillow gives may not be written to, which torch warns of. It has no arithmetic of 16 bits.
         truth = torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int64))
         if truth.shape != prediction.shape:
