@@ -4,7 +4,7 @@ from hicl_d2.lite.modeling.backbone import fpn  # noqa: F401 - registers the FPN
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone, build_backbone
 from hicl_d2.lite.modeling.backbone.resnet import ResNet
 from hicl_d2.lite.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
-from hicl_d2.lite.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY
+from hicl_d2.lite.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, SemanticSegmentor
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -12,6 +12,7 @@ __all__ = [
     "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
     "ResNet",
+    "SemanticSegmentor",
     "build_backbone",
     "build_model",
 ]
