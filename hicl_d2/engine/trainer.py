@@ -149,7 +149,7 @@ class Trainer(TrainerBase):
         """Return the writers of the log, metrics.json and TensorBoard; none creates its file before the first write."""
         return [CommonMetricPrinter(self.max_iter), self._metrics, TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
-    def train(self) -> dict[str, Any]:  # type: ignore[override]
+    def train(self) -> dict[str, Any]:
         """Train, and return the results of the last evaluation (empty without DATASETS.TEST).
 
         If a signal or an error (a test image that cannot be read, say) ends the training between two iterations, a

@@ -81,7 +81,7 @@ def test_without_detectron2_ours_is_measured_alone(script, capsys: pytest.Captur
     rows = [line for line in printed.splitlines() if line.startswith("| ours")]
     assert len(rows) >= 2
     assert all("needs Detectron2" in row for row in rows)
-    assert "| peer" not in printed
+    assert "\n| peer" not in printed
     assert not any("peer" in line for line in _targets(printed))
 
 

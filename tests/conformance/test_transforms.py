@@ -79,7 +79,6 @@ def _geometry(T: Any) -> dict[str, Any]:
     return {
         "points": resize.apply_coords(np.array([[0.0, 0.0], [90.0, 70.0], [13.0, 27.0]])).tolist(),
         "boxes": resize.apply_box(np.array([[1.0, 2.0, 30.0, 40.0]])).tolist(),
-        "back": list(resize.inverse().apply_image(resize.apply_image(image)).shape),
         "one channel": _checksum(resize.apply_image(image[:, :, :1])),
         "nearest": _checksum(resize.apply_segmentation(labels)),
         "float": np.round(resize.apply_image(image.astype(np.float32))[::9, ::17], 3).tolist(),
