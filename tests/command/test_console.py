@@ -10,8 +10,7 @@ from hicl_d2.command import console as module
 from hicl_d2.command.console import Console, duration
 
 
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_REDRAWS", 0.0)
     monkeypatch.setenv("COLUMNS", "11")
@@ -29,8 +28,10 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then(capsys: pytest.C
     assert capsys.readouterr().err == "first\nlast\n"
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_line_that_stays_takes_the_place_of_the_moving_one(capsys: pytest.CaptureFixture) -> None:
+def test_a_line_that_stays_takes_the_place_of_the_moving_one(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on_a_terminal(monkeypatch)
     shown = Console()
     shown.progress("a line that is too long")
     shown.say("said")
@@ -38,8 +39,10 @@ def test_a_line_that_stays_takes_the_place_of_the_moving_one(capsys: pytest.Capt
     assert capsys.readouterr().err == "\r\033[Ka line tha\r\033[Ksaid\nagain\n"
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_result_is_not_written_behind_the_moving_line(capsys: pytest.CaptureFixture) -> None:
+def test_a_result_is_not_written_behind_the_moving_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on_a_terminal(monkeypatch)
     shown = Console()
     shown.progress("moving")
     shown.show("result")
