@@ -1,4 +1,4 @@
-"""What a config file says in the end: its chain of bases merged, and overrides on top."""
+"""Resolving a config file: its ``_BASE_`` chain merged, overrides on top."""
 
 import ast
 from collections.abc import Mapping
