@@ -89,7 +89,7 @@ def read_mapping(content: Any, place: str) -> dict[str, Any]:
 
 def read_overrides(content: Any, place: str) -> dict[str, Any]:
     """Return overrides of the config, flat; InputError for a key that the harness sets itself."""
-    flat = dict(flatten(read_mapping(content, place)))
+    flat = flatten(read_mapping(content, place))
     for key, advice in HARNESS_KEYS.items():
         if key in flat:
             raise InputError(f"{place}: {key} is set by the harness; {advice}")
