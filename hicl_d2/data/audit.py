@@ -98,6 +98,10 @@ class Audit:
         counts = [0 if self.is_ignored(c) else self.pixels[c] for c in range(len(self.classes))]
         return np.array(counts, dtype=np.int64)
 
+    def class_images(self, number: int) -> int:
+        """Return how many images have a pixel of a class; none has of one whose number is the ignored label."""
+        return 0 if self.is_ignored(number) else self.images_with[number]
+
     def is_ignored(self, label: int) -> bool:
         """Return whether pixels of ``label`` are left out of training and scores."""
         return label == self.question.ignore_value

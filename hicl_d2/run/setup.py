@@ -47,9 +47,20 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
-    check_test_sizes(cfg, test_image_sizes(cfg))
+    _check_test_images(cfg)
     _check_testing(cfg)
     return state
+
+
+def _check_test_images(cfg: CfgNode) -> None:
+    """Raise InputError, with the file, for a test image that the model cannot take."""
+    sizes = test_image_sizes(cfg)
+    try:
+        check_test_sizes(cfg, sizes)
+    except InputError as error:
+        of_that_size = (path for size, path in sizes.items() if f"of {size[0]} x {size[1]} " in str(error))
+        example = next(of_that_size, None)
+        raise InputError(f"{error} (such as {example})" if example else str(error)) from None
 
 
 def _check_numbers(cfg: CfgNode, args: Namespace) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.candidates import count_labels
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
@@ -36,7 +36,7 @@ from hicl_d2.visualization.components import (
     LevelPicture,
     explain,
 )
-from hicl_d2.visualization.pictures import evenly_spaced
+from hicl_d2.visualization.pictures import evenly_spaced, picture_names
 
 # Points drawn per class, and per class and level.
 PIXELS_OF_A_CLASS = 150
@@ -62,7 +62,7 @@ def main(args: Namespace) -> None:
     classes, colours = class_names(cfg)
     advance = counter("looking into", len(records))
     mapper = SemanticMapper(cfg, False)
-    for record in records:
+    for record, name in zip(records, picture_names(records), strict=True):
         mapped = mapper(record)
         image, truth, prediction, levels, embedding = inspect(cfg, model, mapped)
         sheet = explain(
@@ -76,10 +76,8 @@ def main(args: Namespace) -> None:
             colours,
             ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         )
-        path = folder / f"{Path(record['file_name']).stem}.png"
-        unfinished = path.with_name(f".{path.name}.tmp")
-        sheet.save(unfinished, format="PNG")
-        unfinished.replace(path)
+        with atomic_open(folder / f"{name}.png", "wb") as stream:
+            sheet.save(stream, format="PNG")
         advance()
     console.show(f"{len(records)} pictures in {folder}")
 

@@ -55,7 +55,7 @@ def test_predictions_are_those_of_the_model_and_a_broken_file_is_passed_over(
     assert "3 of 4 images" in shown
     assert f"failed: {folder}/broken.jpg" in shown
     for record in records:
-        name = f"ünï code/{Path(record['file_name']).name}"
+        name = f"ünï code/{Path(record['file_name']).stem}"
         with Image.open(record["file_name"]) as image:
             tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         with torch.no_grad():
@@ -87,7 +87,7 @@ def test_inputs_are_files_folders_and_patterns(tmp_path: Path) -> None:
 
 def test_weights_that_are_missing_are_named(run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no_such_file"):
-        predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path, input=[str(tmp_path)]))
+        predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path / "out", input=[str(tmp_path)]))
 
 
 def test_components_are_drawn_with_the_branchs_own_counts(run: dict[str, Any], tmp_path: Path) -> None:
