@@ -311,6 +311,8 @@ def test_an_ignored_value_among_the_classes_needs_no_dummy_class(root: Path, ign
         ({"label_values": 5}, "LABEL_VALUES is 5; write"),
         ({"label_values": [7, 8, 9], "ignore": 8}, "8 is a class's in LABEL_VALUES and is IGNORE"),
         ({"label_values": [7, 8, 9], "label_format": "colour"}, "not for the format colour"),
+        ({"label_format": "coco", "list_file": "l.txt"}, "LIST and UNLABELLED are for folders of masks"),
+        ({"label_format": "coco", "unlabelled": "skip"}, "LIST and UNLABELLED are for folders of masks"),
         (
             {"classes": [f"c{n}" for n in range(256)], "ignore": 255},
             "one of its 256 class numbers; give IGNORE 256",
