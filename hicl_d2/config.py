@@ -64,7 +64,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
-    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists.
+    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists (LIST,
+    # LABEL_VALUES, UNLABELLED, ...).
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     # Whether each worker keeps the training images that it has decoded in memory (5 bytes a pixel, the label map among
     # them); for data sets that fit NUM_WORKERS times.

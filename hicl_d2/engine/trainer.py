@@ -40,6 +40,7 @@ from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.evaluation import build_evaluator, for_testing
+from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ class Trainer(TrainerBase):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
-        model = for_testing(cfg, model)
+        model = Named(for_testing(cfg, model))
         for position, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)
