@@ -20,6 +20,7 @@ from hicl_d2.modeling.heads.panoptic_deeplab import PanopticDeepLabSemSegHead
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
 from hicl_d2.modeling.mask_former.model import MaskFormer
 from hicl_d2.modeling.registration import register_if_free
+from hicl_d2.modeling.transformers_segmentor import TransformersSegmentor
 
 for _backbone in (
     build_dilated_resnet_backbone,
@@ -33,6 +34,7 @@ for _head in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead, MaskF
     register_if_free(SEM_SEG_HEADS_REGISTRY, _head)
 for _name in ("MaskFormer", "HiCLMaskFormer"):
     register_if_free(META_ARCH_REGISTRY, MaskFormer, _name)
+register_if_free(META_ARCH_REGISTRY, TransformersSegmentor)
 
 from hicl_d2.modeling import hicl  # noqa: E402, F401 - registers HiCL
 

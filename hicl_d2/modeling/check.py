@@ -18,6 +18,7 @@ from hicl_d2.modeling.backbones.dilated_resnet import (
     dilated_resnet_strides,
 )
 from hicl_d2.modeling.losses import LOSS_TYPES
+from hicl_d2.modeling.transformers_segmentor import check_transformers_segmentor
 from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
@@ -64,6 +65,8 @@ def check_model_config(cfg: CfgNode) -> None:
         check_panoptic_deeplab(cfg)
     if base_architecture(cfg) in MASK_FORMERS:
         check_mask_former(cfg)
+    if base_architecture(cfg) == "TransformersSegmentor":
+        check_transformers_segmentor(cfg)
     check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
