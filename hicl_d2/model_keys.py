@@ -1,6 +1,7 @@
 """Config keys of models: those of other projects under their names and defaults, and those of the project's backbones."""
 
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.efficientnet_lite.keys import add_efficientnet_lite_keys
 
 
 def add_model_keys(cfg: CfgNode) -> None:
@@ -8,6 +9,7 @@ def add_model_keys(cfg: CfgNode) -> None:
     _add_mask_former_keys(cfg)
     _add_swin_keys(cfg)
     _add_backbone_keys(cfg)
+    add_efficientnet_lite_keys(cfg)
     _add_panoptic_deeplab_keys(cfg)
 
 

@@ -21,6 +21,7 @@ from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.files import atomic_open, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,
@@ -170,6 +171,10 @@ class Checkpoints(DetectionCheckpointer):
 
     def _fetched(self, path: str) -> str:
         """Return ``path`` with a URL that has a checksum replaced by the file that it stands for."""
+        if path.startswith(PREFIX):
+            file, expected = package_file(path)
+            check_content(str(file), expected, path)
+            return str(file)
         check_address(path)
         expected = checksum(path)
         if expected is None:

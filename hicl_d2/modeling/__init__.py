@@ -15,6 +15,7 @@ from hicl_d2.modeling.backbones.hugging_face import build_transformers_backbone
 from hicl_d2.modeling.backbones.swin import D2SwinTransformer
 from hicl_d2.modeling.backbones.timm import build_timm_backbone
 from hicl_d2.modeling.check import check_model_config, check_test_sizes
+from hicl_d2.modeling.efficientnet_lite.backbone import build_efficientnet_lite_backbone
 from hicl_d2.modeling.heads.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from hicl_d2.modeling.heads.panoptic_deeplab import PanopticDeepLabSemSegHead
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
@@ -27,6 +28,7 @@ for _backbone in (
     build_resnet_deeplab_backbone,
     build_transformers_backbone,
     build_timm_backbone,
+    build_efficientnet_lite_backbone,
     D2SwinTransformer,
 ):
     register_if_free(BACKBONE_REGISTRY, _backbone)
@@ -46,6 +48,7 @@ __all__ = [
     "MaskFormerHead",
     "PanopticDeepLabSemSegHead",
     "build_dilated_resnet_backbone",
+    "build_efficientnet_lite_backbone",
     "build_timm_backbone",
     "build_transformers_backbone",
     "check_model_config",

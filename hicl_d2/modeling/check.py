@@ -17,6 +17,7 @@ from hicl_d2.modeling.backbones.dilated_resnet import (
     check_dilated_resnet,
     dilated_resnet_strides,
 )
+from hicl_d2.modeling.efficientnet_lite.backbone import check_efficientnet_lite, efficientnet_lite_strides
 from hicl_d2.modeling.losses import LOSS_TYPES
 from hicl_d2.modeling.transformers_segmentor import check_transformers_segmentor
 from hicl_d2.modeling.weights import check_images_suit_weights
@@ -24,6 +25,7 @@ from hicl_d2.modeling.weights import check_images_suit_weights
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
 DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
+EFFICIENTNET_LITE = "build_efficientnet_lite_backbone"
 DECODER_HEADS = ("DeepLabV3PlusHead", "PanopticDeepLabSemSegHead")
 SWIN_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 MASK_FORMERS = ("MaskFormer", "HiCLMaskFormer")
@@ -61,6 +63,8 @@ def check_model_config(cfg: CfgNode) -> None:
             check_depth_of_deeplab(model.RESNETS)
     if model.BACKBONE.NAME == "D2SwinTransformer":
         check_swin(model.SWIN)
+    if model.BACKBONE.NAME == EFFICIENTNET_LITE:
+        check_efficientnet_lite(cfg)
     if base_architecture(cfg) == "PanopticDeepLab":
         check_panoptic_deeplab(cfg)
     if base_architecture(cfg) in MASK_FORMERS:
@@ -89,6 +93,8 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
         strides = dilated_resnet_strides(settings)
     elif name == "D2SwinTransformer":
         return {feature: SWIN_STRIDES[feature] for feature in cfg.MODEL.SWIN.OUT_FEATURES}
+    elif name == EFFICIENTNET_LITE:
+        return efficientnet_lite_strides(cfg.MODEL.EFFICIENTNET_LITE)
     elif name in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
         coarsest = 16 if settings.RES5_DILATION > 1 else 32
         strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": coarsest}
