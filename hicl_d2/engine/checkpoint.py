@@ -172,9 +172,9 @@ class Checkpoints(DetectionCheckpointer):
     def _fetched(self, path: str) -> str:
         """Return ``path`` with a URL that has a checksum replaced by the file that it stands for."""
         if path.startswith(PREFIX):
-            file, expected = package_file(path)
-            check_content(str(file), expected, path)
-            return str(file)
+            packaged, pinned = package_file(path)
+            check_content(str(packaged), pinned, path)
+            return str(packaged)
         check_address(path)
         expected = checksum(path)
         if expected is None:

@@ -12,20 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from hicl_d2.d2.modeling import Backbone
+from hicl_d2.modeling.efficientnet_lite.check import FEATURES, SCALES, check_efficientnet_lite
 
-# Factors on width and depth of each variant.
-SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
 STEM_CHANNELS = 32
-FEATURES = ("res2", "res3", "res4", "res5")
-STRIDES = (8, 16, 32)
 # Of TensorFlow's batch norm, which the published weights were trained with.
 NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
-# Norms that the network can have; those in groups do not divide its widths.
-BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "naiveSyncBN", "nnSyncBN")
 
 
 class Stage(NamedTuple):
@@ -142,7 +136,9 @@ class EfficientNetLite(Backbone):
         """
         super().__init__()
         self._out_features = sorted(out_features)
-        blocks, self._out_feature_channels, self._out_feature_strides = [], {}, {}
+        self._out_feature_channels: dict[str, int] = {}
+        self._out_feature_strides: dict[str, int] = {}
+        blocks: list[InvertedResidual] = []
         self.stem = _convolution(3, STEM_CHANNELS, kernel=3, stride=2, norm=norm)
         self._ends: dict[int, str] = {}
         for stage in _scaled_stages(variant, output_stride):
@@ -176,7 +172,7 @@ class EfficientNetLite(Backbone):
             if stage.feature == last:
                 break
         for part in (self.stem, *self.blocks[:frozen]):
-            CNNBlockBase.freeze(part)  # type: ignore[arg-type]
+            CNNBlockBase.freeze(part)
 
 
 class _Blocks(NamedTuple):
@@ -265,34 +261,6 @@ def _convolution(
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
     return convolution
-
-
-def check_efficientnet_lite(cfg: CfgNode) -> None:
-    """Raise InputError for settings of MODEL.EFFICIENTNET_LITE that make no backbone."""
-    settings = cfg.MODEL.EFFICIENTNET_LITE
-    keys = (("VARIANT", tuple(SCALES)), ("OUTPUT_STRIDE", STRIDES), ("NORM", (*BATCH_NORMS, "")))
-    for key, choices in keys:
-        if settings[key] not in choices:
-            wanted = ", ".join(str(choice) or "empty" for choice in choices)
-            raise InputError(
-                f"MODEL.EFFICIENTNET_LITE.{key} is {settings[key]!r}; it must be one of {wanted}"
-            )
-    wrong = [name for name in settings.OUT_FEATURES if name not in FEATURES]
-    if wrong or not settings.OUT_FEATURES:
-        asked = f"names {wrong[0]}" if wrong else "is empty"
-        raise InputError(
-            f"MODEL.EFFICIENTNET_LITE.OUT_FEATURES {asked}; what it can name: {', '.join(FEATURES)}"
-        )
-    if not 0.0 <= settings.DROP_PATH_RATE < 1.0:
-        raise InputError(
-            f"MODEL.EFFICIENTNET_LITE.DROP_PATH_RATE is {settings.DROP_PATH_RATE}; it must be from 0 to below 1"
-        )
-
-
-def efficientnet_lite_strides(settings: CfgNode) -> dict[str, int]:
-    """Return the stride of each feature that MODEL.EFFICIENTNET_LITE gives out."""
-    strides = dict(zip(FEATURES, (4, 8, 16, 32), strict=True))
-    return {name: min(strides[name], settings.OUTPUT_STRIDE) for name in settings.OUT_FEATURES}
 
 
 def build_efficientnet_lite_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EfficientNetLite:
