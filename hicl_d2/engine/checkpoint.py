@@ -21,6 +21,7 @@ from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.files import atomic_open, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,
@@ -171,7 +172,11 @@ class Checkpoints(DetectionCheckpointer):
             raise
 
     def _fetched(self, path: str) -> str:
-        """Download a URL with a checksum and return the local file; return any other ``path`` as it is."""
+        """Return the local file of a package's weights or of a URL with a checksum; any other ``path`` as it is."""
+        if path.startswith(PREFIX):
+            packaged, pinned = package_file(path)
+            check_content(str(packaged), pinned, path)
+            return str(packaged)
         check_address(path)
         expected = checksum(path)
         if expected is None:

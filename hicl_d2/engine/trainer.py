@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import hicl_d2.modeling  # noqa: F401 - registers the project's models
+import hicl_d2.modeling.models  # noqa: F401 - registers the project's models
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.interrupts import Interrupted

@@ -18,7 +18,8 @@ from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
 from hicl_d2.weights import check_address
@@ -100,7 +101,10 @@ def _check_testing(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    check_address(weights)
+    if weights.startswith(PREFIX):
+        package_file(weights)
+    else:
+        check_address(weights)
     name = named_last(cfg.OUTPUT_DIR)
     if args.resume and name is not None:
         is_there = (Path(cfg.OUTPUT_DIR) / name).is_file()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling
+import hicl_d2.modeling.models
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from tests.conformance.runtimes import HAS_DETECTRON2, golden, plain
 from tests.conformance.tensors import assert_close, digest, largest_difference, names
