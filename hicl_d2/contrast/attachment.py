@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hicl_d2.contrast.frame import Contrast, step_seed, zero_with_graph
+from hicl_d2.contrast.host import on_host
 from hicl_d2.contrast.schedule import ramp
 from hicl_d2.contrast.taps import Tap, find_module
 
@@ -217,7 +218,7 @@ class Attachment:
         The contrast would leave them out without a word. Labels in the host's memory are looked at in every step; those
         on a device in the first steps of the process alone, because the host has to wait for the answer.
         """
-        if labels.device.type != "cpu":
+        if not on_host(labels):
             if self._looks == 0:
                 return
             self._looks -= 1
