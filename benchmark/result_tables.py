@@ -20,6 +20,8 @@ from harness.cells import AXES
 from harness.matrix import read_matrix
 from harness.tables import RESULTS_FILE, markdown
 
+from hicl_d2.command.files import write_text
+
 FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
 
@@ -103,7 +105,7 @@ def main() -> int:
             sys.stderr.write(f"{page.relative_to(ROOT)}: a table is out of date; run: make tables\n")
             stale = True
         else:
-            page.write_text(after, encoding="utf-8")
+            write_text(page, after)
     return int(stale)
 
 

@@ -9,7 +9,6 @@ from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.reading import image_size
 
 # Files of each data set that are read whole: the first, the last, and some between.
 SAMPLES = 4
@@ -35,17 +34,6 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
         _check_metadata(name, cfg)
         for record in _samples(records):
             mapper.read(dict(record))
-
-
-def test_image_sizes(cfg: CfgNode) -> set[tuple[int, int]]:
-    """Return the (height, width) of the images of DATASETS.TEST, of a sample where the records do not say."""
-    sizes = set()
-    for name in cfg.DATASETS.TEST:
-        records = load_records(name)
-        known = all("height" in record and "width" in record for record in records)
-        for record in records if known else _samples(records):
-            sizes.add((record["height"], record["width"]) if known else image_size(record["file_name"]))
-    return sizes
 
 
 def check_inputs(cfg: CfgNode) -> None:

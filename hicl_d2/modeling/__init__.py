@@ -2,24 +2,26 @@
 
 Importing this package registers the backbones, the heads and the meta-architectures ``MaskFormer`` and ``HiCL``. Where
 Detectron2, or another project that is imported too, has an object of the same name, theirs stands; Mask2Former is also
-registered as ``HiCLMaskFormer``.
+registered as ``HiCLMaskFormer``. DeepLab's heads are the exception: they replace Detectron2's, which they equal bit for bit
+on every image that those accept, because Detectron2's refuse images of most sizes.
 """
 
-import hicl_d2.d2.projects  # noqa: F401 - what Detectron2's projects register comes first
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from hicl_d2.modeling.backbones.dilated_resnet import (
+from hicl_d2.d2.projects import INSTANCE_HEADS_REGISTRY  # Detectron2's projects register theirs first
+from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.deeplab.head import DeepLabV3Head, DeepLabV3PlusHead
+from hicl_d2.modeling.dilated_resnet.backbone import (
     build_dilated_resnet_backbone,
     build_resnet_deeplab_backbone,
 )
-from hicl_d2.modeling.backbones.hugging_face import build_transformers_backbone
-from hicl_d2.modeling.backbones.swin import D2SwinTransformer
-from hicl_d2.modeling.backbones.timm import build_timm_backbone
-from hicl_d2.modeling.check import check_model_config, check_test_sizes
-from hicl_d2.modeling.heads.deeplab import DeepLabV3Head, DeepLabV3PlusHead
-from hicl_d2.modeling.heads.panoptic_deeplab import PanopticDeepLabSemSegHead
+from hicl_d2.modeling.hugging_face.backbone import build_transformers_backbone
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
 from hicl_d2.modeling.mask_former.model import MaskFormer
-from hicl_d2.modeling.registration import register_if_free
+from hicl_d2.modeling.panoptic_deeplab.head import PanopticDeepLabSemSegHead
+from hicl_d2.modeling.panoptic_deeplab.instances import PanopticDeepLabInsEmbedHead
+from hicl_d2.modeling.registration import register_if_free, register_over_detectron2
+from hicl_d2.modeling.swin.backbone import D2SwinTransformer
+from hicl_d2.modeling.timm.backbone import build_timm_backbone
 
 for _backbone in (
     build_dilated_resnet_backbone,
@@ -29,8 +31,11 @@ for _backbone in (
     D2SwinTransformer,
 ):
     register_if_free(BACKBONE_REGISTRY, _backbone)
-for _head in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead, MaskFormerHead):
-    register_if_free(SEM_SEG_HEADS_REGISTRY, _head)
+for _head in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead):
+    register_over_detectron2(SEM_SEG_HEADS_REGISTRY, _head)
+register_if_free(SEM_SEG_HEADS_REGISTRY, MaskFormerHead)
+if INSTANCE_HEADS_REGISTRY is not None:
+    register_over_detectron2(INSTANCE_HEADS_REGISTRY, PanopticDeepLabInsEmbedHead)
 for _name in ("MaskFormer", "HiCLMaskFormer"):
     register_if_free(META_ARCH_REGISTRY, MaskFormer, _name)
 
@@ -47,5 +52,4 @@ __all__ = [
     "build_timm_backbone",
     "build_transformers_backbone",
     "check_model_config",
-    "check_test_sizes",
 ]

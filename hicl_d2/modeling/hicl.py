@@ -20,8 +20,8 @@ from hicl_d2.contrast.frame import Contrast, zero_with_graph
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import comm, get_event_storage
-from hicl_d2.modeling.check import blank_size
 from hicl_d2.modeling.features import Tap, add_tap, armed, feature_channels
+from hicl_d2.modeling.settings import blank_size
 
 # Keys of MODEL.HICL that say where and when the branch works; all others are settings of the contrast, in lower case.
 PLACEMENT_KEYS = {

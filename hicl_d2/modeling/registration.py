@@ -9,6 +9,14 @@ from hicl_d2.d2.utils import Registry
 _fallbacks: dict[int, dict[str, Any]] = {}
 
 
+def register_over_detectron2(registry: Registry, made: Callable[..., Any], name: str = "") -> None:
+    """Register ``made`` as :func:`register_if_free` does, but in place of an object of Detectron2's own of that name."""
+    name = name or made.__name__
+    if name in registry and registry.get(name).__module__.startswith("detectron2."):
+        del registry._obj_map[name]
+    register_if_free(registry, made, name)
+
+
 def register_if_free(registry: Registry, made: Callable[..., Any], name: str = "") -> None:
     """Register ``made`` under ``name`` (its own by default) unless the name is taken, and give way later.
 

@@ -66,7 +66,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"weights {folder}: a Hugging Face folder holds config.json and {' or '.join(FOLDER_FILES)}; this one does not"
         )
-    from hicl_d2.modeling.backbones.hugging_face import load_folder
+    from hicl_d2.modeling.hugging_face.backbone import load_folder
 
     return load_folder(folder)
 

@@ -14,11 +14,11 @@ from hicl_d2.command.files import check_writable
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.preflight import check_datasets, test_image_sizes
+from hicl_d2.data.preflight import check_datasets
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
-from hicl_d2.modeling import check_model_config, check_test_sizes
+from hicl_d2.modeling import check_model_config
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
 from hicl_d2.weights import check_address
@@ -47,7 +47,6 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
-    check_test_sizes(cfg, test_image_sizes(cfg))
     _check_testing(cfg)
     return state
 

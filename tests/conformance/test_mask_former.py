@@ -20,7 +20,7 @@ import hicl_d2.modeling
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from tests.conformance.runtimes import HAS_DETECTRON2, golden, plain
 from tests.conformance.tensors import assert_close, digest, largest_difference, names
-from tests.modeling.mask_formers import fill, mask_former_batch, mask_former_cfg
+from tests.modeling.mask_former.models import fill, mask_former_batch, mask_former_cfg
 
 BACKBONES = ("build_resnet_backbone", "D2SwinTransformer")
 HAS_ORIGINAL = HAS_DETECTRON2 and importlib.util.find_spec("mask2former") is not None

@@ -1,5 +1,6 @@
 """Models have Detectron2's parameters, initialisation, losses, predictions and training steps."""
 
+import copy
 import functools
 import sys
 from types import ModuleType
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import hicl_d2.modeling  # registers the project's own
-from hicl_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
+from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY
+from hicl_d2.modeling.dilated_resnet.backbone import build_dilated_resnet_backbone
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 from tests.conformance.tensors import assert_close, digest, image_batch, largest_difference, names
 
@@ -123,6 +126,8 @@ def build(runtime: str, cfg: Any) -> nn.Module:
         head = getattr(hicl_d2.modeling, head_name)
     elif head_name == "PanopticDeepLabSemSegHead":
         head = real_panoptic_head()
+    elif hasattr(hicl_d2.modeling, head_name):  # the registry may hold the project's
+        head = getattr(load(runtime, "projects.deeplab"), head_name)
     else:
         head = modeling.SEM_SEG_HEADS_REGISTRY.get(head_name)
     return modeling.SemanticSegmentor(
@@ -157,7 +162,7 @@ def results(runtime: str, model: dict[str, Any]) -> dict[str, dict[str, Tensor]]
 
 
 def predict(segmentor: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return the predictions for a batch and for an image of another size."""
+    """Return the predictions for a batch and for an image of another size, a multiple of the crop's."""
     segmentor.eval()
     with torch.no_grad():
         small, large = segmentor(batch), segmentor(image_batch([(128, 96)], 5))
@@ -258,6 +263,27 @@ def test_one_training_step_and_the_predictions_are_equal(name: str) -> None:
         assert largest_difference(ours[part], theirs[part]) == 0, part
     for part in ("first predictions", "losses", "gradients", "state after a step", "predictions"):
         assert largest_difference(ours[part], theirs[part]) <= 2e-6, part
+
+
+@pytest.mark.skipif(not USES_DETECTRON2, reason="the door does not lead to Detectron2 here")
+@pytest.mark.parametrize("name", [name for name in MODELS if "DeepLab" in name])
+def test_the_heads_that_replace_detectron2s_equal_them_bit_for_bit_on_every_size_that_those_accept(
+    name: str,
+) -> None:
+    torch.manual_seed(3)
+    cfg = config("detectron2", MODELS[name])
+    theirs = build("detectron2", cfg)
+    torch.manual_seed(3)
+    shapes = theirs.backbone.output_shape()
+    ours = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes)
+    assert type(ours).__module__.startswith("hicl_d2.")
+    ours.load_state_dict(theirs.sem_seg_head.state_dict())
+    segmentors = [theirs.eval(), copy.copy(theirs)]
+    segmentors[1]._modules = {**theirs._modules, "sem_seg_head": ours.eval()}
+    with torch.no_grad():
+        for size in ((64, 96), (128, 96), (64, 192), (128, 288)):
+            found = [model(image_batch([size], 5))[0]["sem_seg"] for model in segmentors]
+            assert torch.equal(*found), size
 
 
 @needs_detectron2

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ShapeSpec
-from hicl_d2.modeling.check import check_mask_former_head
+from hicl_d2.modeling.mask_former.check import check_mask_former_head
 from hicl_d2.modeling.mask_former.pixel_decoder import MSDeformAttnPixelDecoder
 from hicl_d2.modeling.mask_former.predictor import MultiScaleMaskedTransformerDecoder
 

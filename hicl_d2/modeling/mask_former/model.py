@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.d2.config import CfgNode, configurable
-from hicl_d2.d2.modeling import Backbone, build_backbone, sem_seg_postprocess
+from hicl_d2.d2.modeling import Backbone, SemanticSegmentor, build_backbone, sem_seg_postprocess
 from hicl_d2.d2.structures import ImageList
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
 
 
-class MaskFormer(nn.Module):
-    """A backbone, Mask2Former's head and its losses; ``pixel_mean`` and ``pixel_std`` normalise the images' channels.
+class MaskFormer(SemanticSegmentor):
+    """A segmentor whose head predicts masks and classes of queries, and whose losses need them matched to the image.
 
     Images are padded to a multiple of ``size_divisibility`` (below 0: what the backbone asks for). With
     ``resize_masks`` the masks are resized to the output and then summed over queries, which takes more memory and gives
@@ -33,16 +33,12 @@ class MaskFormer(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
+        super().__init__(
+            backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
         self.criterion: Any = criterion
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.resize_masks = resize_masks
-        self.pixel_mean: Tensor
-        self.pixel_std: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -73,11 +69,6 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device that the images are moved to."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Return the weighted losses by name in training, else one dictionary per image.
