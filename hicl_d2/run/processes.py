@@ -1,5 +1,6 @@
 """Starting the processes of a run, and hearing from them: one message, whichever process failed."""
 
+import gc
 import json
 import os
 import tempfile
@@ -10,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -105,9 +106,11 @@ def _run_under_torchrun(
         _join_torchrun(device)
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        dist.destroy_process_group()
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
-        if explain(error) is None and stop_signal(error) is None:
+        if explain(error) is not None or stop_signal(error) is not None:
+            _leave_process_groups()  # no collective operation is under way
+        else:
             # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
             time.sleep(GRACE)
         if stop_signal(error) is None:
@@ -133,9 +136,33 @@ def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any,
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
         _record(Path(records), error)
-        raise SystemExit(FAILED) from None
+        _end()
+
+
+def _leave_process_groups() -> None:
+    """Leave all process groups, also those that ``comm`` of either runtime remembers; do nothing without any.
+
+    A group that something in Python still refers to keeps its worker threads, and one of them may abort the process
+    when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
+    """
+    for name, value in list(vars(comm).items()):
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end() -> NoReturn:
+    """End this process at once: a shutdown would wait for collective operations that never end, or abort."""
+    for worker in active_children():
+        worker.kill()
+    os._exit(FAILED)
 
 
 def _leave_with_others(records: Path) -> None:
@@ -148,7 +175,7 @@ def _leave_with_others(records: Path) -> None:
             return
         time.sleep(0.5)
     time.sleep(GRACE)
-    os._exit(FAILED)
+    _end()
 
 
 def _share_cores() -> None:
