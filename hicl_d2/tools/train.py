@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from hicl_d2.command.console import console
 from hicl_d2.command.files import atomic_open, occupied, read_json, remove_unfinished, write_json
-from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
@@ -22,9 +20,9 @@ from hicl_d2.evaluation.metrics import flat
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
 from hicl_d2.run.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
-from hicl_d2.run.setup import check_before_start, configure_torch, resolve, resolve_device
+from hicl_d2.run.setup import configure_torch, resolve, resolve_device
+from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
-from hicl_d2.weights import DOWNLOAD
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +31,7 @@ EVALUATION = "evaluation.json"
 
 def main(args: Namespace) -> None:
     """Train or evaluate what ``args`` (of :func:`hicl_d2.command.cli.train_arguments`) asks for."""
-    cfg = load_config(args.config_file, args.opts)
-    if args.download:
-        os.environ[DOWNLOAD] = "1"  # the other processes inherit it
-    if processes.is_restarted():
-        args.resume = True
-    state = check_before_start(cfg, args)
+    cfg, state = checked_config(args)
     if state == "finished":
         _show_finished(cfg)
         return
