@@ -5,20 +5,17 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import _VALID_TYPES
 
 from hicl_d2.command.errors import InputError, listing, one_line
+from hicl_d2.command.safe_yaml import Document, flatten, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.modeling.keys import add_model_keys
-
-BASE_KEY = "_BASE_"
 
 
 def get_hicl_cfg() -> CfgNode:
@@ -161,40 +158,6 @@ def _add_branch_keys(cfg: CfgNode) -> None:
 # Reading
 
 
-class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader; a tag that would run code is refused with the tag and its line."""
-
-
-def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
-    raise InputError(
-        f"{node.start_mark.name}:{node.start_mark.line + 1}: the tag !!python/{suffix} would run code and is refused; "
-        f"write {_without_code(node)}"
-    )
-
-
-def _without_code(node: yaml.Node) -> str:
-    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
-    found = _SCALED_SIZES.search("".join(str(part.value) for part in _scalars(node)))
-    if found is None:
-        return "the value itself (a list, a number, a string)"
-    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
-    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
-
-
-def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            yield from _scalars(part)
-
-
-# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
-_SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
-
-_SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse_tag)
-
-
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` chain, apply ``KEY VALUE`` overrides, and freeze the result.
 
@@ -209,77 +172,16 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
     cfg = get_hicl_cfg()
-    for path, content, lines in reversed(list(_chain(Path(file)))):
-        _merge(cfg, content, lines, path)
+    for document in read_chain(Path(file)):
+        _merge(cfg, document)
     _merge_opts(cfg, list(opts))
     cfg.freeze()
     return cfg
 
 
-def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, int]]]:
-    """Yield ``path`` and the files that it is based on, each with its content and the line of every key."""
-    seen: list[Path] = []
-    while True:
-        if path.resolve() in seen:
-            raise InputError(f"{seen[-1]}: {BASE_KEY} leads back to {path}; remove the circle")
-        seen.append(path.resolve())
-        content, lines = _read(path)
-        base = content.pop(BASE_KEY, None)
-        yield path, content, lines
-        if base is None:
-            return
-        if not isinstance(base, str):
-            raise InputError(
-                f"{path}:{lines[BASE_KEY]}: {BASE_KEY} must be the path of one config file, not {base!r}"
-            )
-        path = path.parent / Path(base).expanduser()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} cannot be read: {error}") from None
-    try:
-        loader = _SafeLoader(text)
-        loader.name = str(path)
-        root = loader.get_single_node()
-        content = loader.construct_document(root) if root is not None else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: a config file holds keys and values, but this one is a {type(content).__name__}"
-        )
-    return content, dict(_key_lines(root)) if root is not None else {}
-
-
-def _key_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            yield name, key.start_mark.line + 1
-            yield from _key_lines(value, f"{name}.")
-
-
-def _merge(cfg: CfgNode, content: dict[str, Any], lines: dict[str, int], path: Path) -> None:
-    for key, value in _leaves(content):
-        place = f"{path}:{lines.get(key, 1)}"
-        _set(cfg, key, value, place)
-
-
-def _leaves(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{name}.")
-        else:
-            yield name, value
+def _merge(cfg: CfgNode, document: Document) -> None:
+    for key, value in flatten(document.content):
+        _set(cfg, key, value, document.place(key))
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
@@ -377,5 +279,5 @@ def _check_key(cfg: CfgNode, key: str, place: str) -> None:
 
 def _elsewhere(cfg: CfgNode, name: str) -> list[str]:
     """Return the known key whose last part is ``name``, if there is exactly one."""
-    found = [key for key, _ in _leaves(cfg) if key.rsplit(".", 1)[-1] == name]
+    found = [key for key, _ in flatten(cfg) if key.rsplit(".", 1)[-1] == name]
     return found if len(found) == 1 else []

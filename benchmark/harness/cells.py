@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hicl_d2.command.layout import PLACE_KEYS
+
 AXES = ("dataset", "model", "method", "ablation")
 
-# Keys that say where a training runs and not what it computes ...
-PLACE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
-# ... and keys that hold the place of a file, of which the name counts.
+# Keys that hold the path of a file, of which the name counts.
 PATH_KEYS = ("MODEL.WEIGHTS",)
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from harness import folder as files
 from harness.cells import Cell, Resources
-from harness.console import Console, duration
-from harness.errors import InputError
 from harness.failures import KILLED, Failure
 from harness.folder import look
 from harness.job import STOP_FILE, CellJob
@@ -25,6 +23,8 @@ from harness.local import Outcome, headline
 from harness.signals import DRAIN, GO, KILL, STOP, Signals
 from harness.training import command
 from harness.workspace import Workspace
+from hicl_d2.command.console import Console, duration
+from hicl_d2.command.errors import InputError
 
 LOG_FOLDER = "slurm"
 POLL_SECONDS = 1.0

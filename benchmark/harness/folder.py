@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from harness.cells import Cell
 from harness.environment import environment
-from harness.errors import InputError
 from harness.failures import Failure
-from harness.files import write_text
 from harness.results import read_result
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import open_lock, write_json, write_text
 
 MANIFEST_FILE = "cell.json"
 ATTEMPTS_FOLDER = "attempts"
@@ -189,7 +189,7 @@ def start_attempt(folder: Path, **facts: Any) -> dict[str, Any]:
 def save_attempt(folder: Path, attempt: dict[str, Any]) -> None:
     """Write an attempt in the place of what was known of it."""
     path = folder / ATTEMPTS_FOLDER / f"{attempt['number']:04d}.json"
-    write_text(path, json.dumps(attempt, indent=1) + "\n")
+    write_json(path, attempt)
 
 
 def end_attempt(
@@ -233,13 +233,13 @@ def is_beating(folder: Path) -> bool:
         return False
 
 
-def lock(folder: Path) -> IO[str] | None:
+def lock(folder: Path) -> IO[bytes] | None:
     """Return an open file that holds the cell's lock, None if a process of the cell is alive.
 
     The training inherits the file, and with it the lock: the lock is gone when all its processes are,
     whatever became of the harness.
     """
-    file = (folder / LOCK_FILE).open("a")
+    file = open_lock(folder / LOCK_FILE)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -155,11 +155,6 @@ def _sums(workspace: Workspace, to_run: set[str], estimates: Estimates) -> Itera
         unknown = len(runs) - len(known)
         if unknown:
             yield f"without {unknown} cells that nothing is known of: plan --probe trains ten iterations of each kind"
-    budget = workspace.matrix.budget
-    for key, value, unit in (("gpu_hours", gpu_hours, "GPU hours"), ("disk_gb", disk, "GB of disk")):
-        if key in budget:
-            verdict = "OVER" if value > budget[key] else "within"
-            yield f"budget: {budget[key]:g} {unit}, {verdict} it"
 
 
 def _free_space(folder: Path) -> int:

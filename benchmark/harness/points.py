@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from harness.cells import Resources
-from harness.configs import flatten
-from harness.errors import InputError, nearest
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.safe_yaml import flatten
 
 POINT_KEYS = ("config", "overrides", "words", "data", "resources")
 RESOURCE_KEYS = tuple(field.name for field in fields(Resources))
@@ -67,7 +67,7 @@ def check_keys(content: Mapping[Any, Any], known: tuple[str, ...], place: str) -
     """Raise InputError for a key that nobody knows, with the nearest one."""
     for key in content:
         if key not in known:
-            raise InputError(f"{place}: unknown key {key}{nearest(str(key), known)}")
+            raise InputError(f"{place}: unknown key {key}{nearest_or_known(str(key), known)}")
 
 
 def read_text(content: Mapping[str, Any], key: str, place: str) -> str:
@@ -89,7 +89,7 @@ def read_mapping(content: Any, place: str) -> dict[str, Any]:
 
 def read_overrides(content: Any, place: str) -> dict[str, Any]:
     """Return overrides of the config, flat; InputError for those that are the harness's to set."""
-    flat = flatten(read_mapping(content, place))
+    flat = dict(flatten(read_mapping(content, place)))
     for key, advice in HARNESS_KEYS.items():
         if key in flat:
             raise InputError(f"{place}: {key} is set by the harness; {advice}")

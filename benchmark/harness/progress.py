@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.console import duration
+from hicl_d2.command.console import duration
 
 METRICS_FILE = "metrics.json"
 STDERR_FILE = "stderr.txt"

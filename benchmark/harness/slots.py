@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from harness.cells import Resources
 from harness.environment import visible_gpus
-from harness.errors import InputError
+from hicl_d2.command.errors import InputError
 
 # What a cell that does not say how much memory it needs leaves for others: nothing.
 ALL = float("inf")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness import folder as files
 from harness.cells import AXES
-from harness.files import write_text
 from harness.folder import State
 from harness.matrix import Matrix
 from harness.reference import published
 from harness.results import measures
 from harness.statistics import ENOUGH_PAIRS, bootstrap_interval, holm, sign_flip_p
+from hicl_d2.command.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

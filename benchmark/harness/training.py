@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from harness import folder as files
 from harness.cells import Cell
-from harness.errors import InputError
 from harness.failures import TIME_OUT, Failure, classify
 from harness.progress import STDERR_FILE, describe, last_line, tail
-from harness.results import RESULT_FILE, read_result
+from harness.results import read_result
 from harness.slots import Slot
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.layout import RESULT
 
 # Every process of a cell carries its folder in this variable; that is how strays are found.
 CELL_VARIABLE = "RUN_MATRIX_CELL"
@@ -53,7 +55,7 @@ class Training:
         words = [*launcher, *command(cell, script, output), *slot.arguments()]
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
         # Only a damaged one can be here; the training would take it for its own and do nothing.
-        (self.folder / RESULT_FILE).unlink(missing_ok=True)
+        (self.folder / RESULT).unlink(missing_ok=True)
         with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
             # A session of its own: Ctrl-C reaches the harness alone, which then stops the training in order.
             self.process = subprocess.Popen(
@@ -132,7 +134,7 @@ class Training:
         return describe(self.folder, self.cell.iterations, self.seconds, self._errors_before)
 
 
-def _lock(folder: Path) -> "files.IO[str]":
+def _lock(folder: Path) -> IO[bytes]:
     """Return the cell's lock; what a killed process held is free a moment later."""
     end = time.monotonic() + LOCK_SECONDS
     while True:

@@ -4,6 +4,10 @@ Each module of this package is a list of names taken from ``detectron2`` where i
 from :mod:`hicl_d2.lite`, which offers the same names, signatures, config keys, file formats and figures for
 semantic segmentation. The choice is made here, once: mixing the two would give two config classes and two
 registries that do not know each other.
+
+The lists hold what this project uses, and a few names for code of your own that is to run with either:
+``evaluation.DatasetEvaluators`` (metrics of your own beside the project's), ``utils.EventStorage`` (a training loop of
+your own), ``transforms.AugInput``, ``RandomCrop`` and ``RandomFlip`` (a mapper of your own).
 """
 
 import importlib
@@ -14,7 +18,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-INSTALL_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+from hicl_d2.lite import INSTALL_GUIDE
 
 
 def _choose() -> bool:

@@ -1,4 +1,4 @@
-"""Detectron2's projects, imported for what they register: where they can be had, theirs comes before ours."""
+"""What only Detectron2 has: its projects, imported for the models that they register, and single classes by name."""
 
 import importlib
 import importlib.util
@@ -12,10 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("INSTANCE_HEADS_REGISTRY", "instance_head", "panoptic_deeplab_mapper", "point_rend_colours")
-
-# Heads of Panoptic-DeepLab's instances, by MODEL.INS_EMBED_HEAD.NAME; None without Detectron2.
-INSTANCE_HEADS_REGISTRY: Any = None
+__all__ = ("instance_head", "instance_heads", "panoptic_deeplab_mapper", "point_rend_colours")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -25,17 +22,32 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
 
 
+def instance_heads() -> Any:
+    """Return Detectron2's registry of heads of Panoptic-DeepLab's instances, None without Detectron2."""
+    if not USES_DETECTRON2:
+        return None
+    return importlib.import_module(
+        "detectron2.projects.panoptic_deeplab.panoptic_seg"
+    ).INS_EMBED_BRANCHES_REGISTRY
+
+
 def instance_head(cfg: Any, input_shape: Any) -> Any:
     """Build Detectron2's head of centres and offsets of Panoptic-DeepLab."""
     project = importlib.import_module("detectron2.projects.panoptic_deeplab")
     return project.PanopticDeepLabInsEmbedHead(cfg, input_shape)
 
 
-def point_rend_colours() -> Any:
-    """Return Detectron2's ColorAugSSDTransform, to compare with; None without Detectron2 or OpenCV."""
-    if not USES_DETECTRON2 or importlib.util.find_spec("cv2") is None:
+def original(module: str, name: str) -> Any:
+    """Return ``detectron2.<module>.<name>``, for comparisons with Detectron2 itself.
+
+    None without Detectron2, or without a package that the module needs (OpenCV, say).
+    """
+    if not USES_DETECTRON2:
         return None
-    return importlib.import_module("detectron2.projects.point_rend").ColorAugSSDTransform
+    try:
+        return getattr(importlib.import_module(f"detectron2.{module}"), name)
+    except ModuleNotFoundError:
+        return None
 
 
 @contextmanager
@@ -65,5 +77,4 @@ def _ids_of_colours(colours: Any) -> Any:
 if USES_DETECTRON2:
     importlib.import_module("detectron2.projects.deeplab")
     with _panopticapi():
-        _project = importlib.import_module("detectron2.projects.panoptic_deeplab.panoptic_seg")
-    INSTANCE_HEADS_REGISTRY = _project.INS_EMBED_BRANCHES_REGISTRY
+        importlib.import_module("detectron2.projects.panoptic_deeplab")

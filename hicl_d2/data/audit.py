@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.fused import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.parallel import for_each
-from hicl_d2.reading import label_mode, read_image, read_labels
+from hicl_d2.reading import file_mode, read_image, read_labels
 
 # Purity thresholds of the survival table. A window's class is known exactly where it has a majority.
 PURITIES = (0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -163,7 +163,7 @@ def look_at(question: Question, record: dict[str, Any]) -> Facts:
     values, counts = np.unique(labels, return_counts=True)
     facts.pixels.update(zip(values.tolist(), counts.tolist(), strict=True))
     survival = _survival(question, labels)
-    return facts._replace(label_mode=label_mode(path), candidates=survival[0], kept=survival[1])
+    return facts._replace(label_mode=file_mode(path), candidates=survival[0], kept=survival[1])
 
 
 def _fingerprint(image: np.ndarray) -> str:

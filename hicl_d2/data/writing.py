@@ -7,18 +7,13 @@ import numpy as np
 from PIL import Image
 
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open, remove_unfinished
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
     """Write a label map (H, W), uint8 or uint16, as PNG that takes the place of ``path`` once it is complete."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(labels).save(unfinished, format="PNG", compress_level=4)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with atomic_open(path, "wb", durable=False) as stream:
+        Image.fromarray(labels).save(stream, format="PNG", compress_level=4)
 
 
 def make_folder(path: Path, root: Path) -> None:
@@ -39,5 +34,4 @@ def make_folder(path: Path, root: Path) -> None:
     if existing.exists() and not existing.is_dir():
         raise InputError(f"{path} cannot be made: {existing} is not a folder")
     path.mkdir(parents=True, exist_ok=True)
-    for left in path.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+    remove_unfinished(path)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import torch
-from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError, one_line
@@ -20,7 +20,7 @@ from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager
 from hicl_d2.weights import check_names_and_tensors, read_pickle, read_torch
 
-__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
+__all__ = ["DetectionCheckpointer"]
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,11 @@ from typing import IO, Any
 import fvcore.common.config
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.defaults import DETECTION, SEGMENTATION
 from hicl_d2.lite.utils.file_io import PathManager
 
-__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
-
-__getattr__ = beyond_lite(__name__, "LazyCall LazyConfig instantiate upgrade_config downgrade_config")
+__all__ = ["CfgNode", "configurable", "get_cfg"]
 
 
 class CfgNode(fvcore.common.config.CfgNode):
@@ -44,9 +42,6 @@ class CfgNode(fvcore.common.config.CfgNode):
         self.merge_from_other_cfg(loaded)
 
 
-global_cfg = CfgNode()
-
-
 def get_cfg() -> CfgNode:
     """Return a fresh config with every key of Detectron2 at its default."""
     return _join(CfgNode(copy.deepcopy(SEGMENTATION)), CfgNode(copy.deepcopy(DETECTION)))
@@ -56,12 +51,6 @@ def _join(into: CfgNode, other: CfgNode) -> CfgNode:
     for key, value in other.items():
         into[key] = _join(into[key], value) if key in into else value
     return into
-
-
-def set_global_cfg(cfg: CfgNode) -> None:
-    """Make ``global_cfg`` hold the keys of ``cfg``."""
-    global_cfg.clear()
-    global_cfg.update(cfg)
 
 
 def configurable(

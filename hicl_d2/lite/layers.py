@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 
 __all__ = [
@@ -22,15 +22,8 @@ __all__ = [
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
     "ShapeSpec",
-    "cat",
     "get_norm",
 ]
-
-__getattr__ = beyond_lite(
-    __name__,
-    "CycleBatchNormList DeformConv ModulatedDeformConv NaiveSyncBatchNorm ROIAlign batched_nms nms "
-    "paste_masks_in_image roi_align",
-)
 
 Activation = Callable[[Tensor], Tensor]
 Norm = str | Callable[[int], nn.Module] | None
@@ -44,11 +37,6 @@ class ShapeSpec:
     height: int = None  # type: ignore[assignment]
     width: int = None  # type: ignore[assignment]
     stride: int = None  # type: ignore[assignment]
-
-
-def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Concatenate along ``dim``; a single tensor is returned as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 class Conv2d(nn.Conv2d):

@@ -20,20 +20,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from hicl_d2.command.errors import InputError, nearest
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 
-__all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "get_default_optimizer_params",
-    "maybe_add_gradient_clipping",
-]
-
-__getattr__ = beyond_lite(__name__, "WarmupCosineLR WarmupMultiStepLR")
+__all__ = ["build_lr_scheduler", "get_default_optimizer_params", "maybe_add_gradient_clipping"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,27 +36,6 @@ _NORMS = (
 
 # --------------------------------------------------------------------------------------------------
 # Optimiser
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build SGD over the trainable parameters, with the config's weight decays, bias rules and clipping."""
-    solver = cfg.SOLVER
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
-        foreach=True,
-    )
-    return maybe_add_gradient_clipping(cfg, optimizer)
 
 
 def get_default_optimizer_params(
@@ -124,10 +92,10 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Param
                 yield module_name, module, name, parameter
 
 
-def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
-    """Return ``optimizer`` (an optimiser or its class) clipping each parameter's gradient before a step.
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return ``optimizer``, clipping each parameter's gradient before a step if SOLVER.CLIP_GRADIENTS is enabled.
 
-    SOLVER.CLIP_GRADIENTS says whether, and by "value" or by "norm". Raises InputError for another CLIP_TYPE.
+    Raises InputError for a CLIP_TYPE other than "value" and "norm".
     """
     clipping = cfg.SOLVER.CLIP_GRADIENTS
     if not clipping.ENABLED:
@@ -142,11 +110,7 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
         raise InputError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}; expected one of {known}"
         )
-    is_class = isinstance(optimizer, type)
-    clipping_class = _clipping_class(optimizer if is_class else type(optimizer), clippers[clipping.CLIP_TYPE])
-    if is_class:
-        return clipping_class
-    optimizer.__class__ = clipping_class
+    optimizer.__class__ = _clipping_class(type(optimizer), clippers[clipping.CLIP_TYPE])
     return optimizer
 
 

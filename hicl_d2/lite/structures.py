@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hicl_d2.lite import beyond_lite
-
 __all__ = ["ImageList"]
-
-__getattr__ = beyond_lite(
-    __name__, "BitMasks BoxMode Boxes Instances Keypoints PolygonMasks ROIMasks RotatedBoxes pairwise_iou"
-)
 
 
 class ImageList:

@@ -7,7 +7,7 @@ on every image that those accept, because Detectron2's refuse images of most siz
 """
 
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from hicl_d2.d2.projects import INSTANCE_HEADS_REGISTRY  # Detectron2's projects register theirs first
+from hicl_d2.d2.projects import instance_heads  # Detectron2's projects register theirs first
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.deeplab.head import DeepLabV3Head, DeepLabV3PlusHead
 from hicl_d2.modeling.dilated_resnet.backbone import (
@@ -34,8 +34,8 @@ for _backbone in (
 for _head in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead):
     register_over_detectron2(SEM_SEG_HEADS_REGISTRY, _head)
 register_if_free(SEM_SEG_HEADS_REGISTRY, MaskFormerHead)
-if INSTANCE_HEADS_REGISTRY is not None:
-    register_over_detectron2(INSTANCE_HEADS_REGISTRY, PanopticDeepLabInsEmbedHead)
+if instance_heads() is not None:
+    register_over_detectron2(instance_heads(), PanopticDeepLabInsEmbedHead)
 for _name in ("MaskFormer", "HiCLMaskFormer"):
     register_if_free(META_ARCH_REGISTRY, MaskFormer, _name)
 

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from hicl_d2.command import interrupts
 from hicl_d2.command.cli import explain, stop_signal
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
@@ -82,6 +83,12 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def silence_all_but_the_first() -> None:
+    """Let only the first of the processes that torchrun started speak on the console, from before they have met."""
+    if under_torchrun():
+        console.silence(int(os.environ.get("RANK", "0")) > 0)
+
+
 def is_restarted() -> bool:
     """Return whether torchrun started the processes again, because one was lost."""
     return under_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -123,6 +130,7 @@ def _join_torchrun(device: str) -> None:
 
 def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run ``main`` as one process of several; leave a record of what went wrong."""
+    console.silence(not comm.is_main_process())
     _share_cores()
     threading.Thread(target=_leave_with_others, args=(Path(records),), daemon=True).start()
     try:

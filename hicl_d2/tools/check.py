@@ -8,7 +8,7 @@ from PIL import Image
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError
-from hicl_d2.command.files import check_writable, write_json
+from hicl_d2.command.files import atomic_open, check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.audit import Audit, audit_dataset, find_shared
@@ -107,6 +107,5 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
         shares,
         ignore_value=audit.question.ignore_value,
     )
-    unfinished = path.with_name(f".{path.name}.tmp")
-    sheet.save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with atomic_open(path, "wb") as stream:
+        sheet.save(stream, format="PNG")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import atomic_path, check_writable
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -47,7 +47,7 @@ def main(args: Namespace) -> bool:
     output = Path(args.output)
     for kind in ("overlays", "labels"):
         (output / kind).mkdir(parents=True, exist_ok=True)
-    draw_legend(classes, colours).save(output / "legend.png")
+    _save(draw_legend(classes, colours), output / "legend.png")
     advance = counter("predicting", len(images))
     failures = []
     for name, mapped in _mapped(cfg, images):
@@ -177,6 +177,5 @@ def _write(
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    picture.save(unfinished, format="PNG" if path.suffix == ".png" else "JPEG", **options)
-    unfinished.replace(path)
+    with atomic_path(path, durable=False) as unfinished:
+        picture.save(unfinished, **options)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from hicl_d2.command.cli import explain, train_arguments
+from hicl_d2.command.cli import explain
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.config import load_config
@@ -17,6 +17,7 @@ from hicl_d2.data.custom import forget_custom
 from hicl_d2.run import processes
 from hicl_d2.run.manifest import State
 from hicl_d2.run.setup import check_before_start, resolve_device
+from hicl_d2.tools.arguments import train_arguments
 from hicl_d2.weights import DOWNLOAD
 
 

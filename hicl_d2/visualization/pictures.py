@@ -1,8 +1,6 @@
 """Pictures of what a model predicts on a data set."""
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,23 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from hicl_d2.command.files import atomic_open, write_json
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.sheet import class_iou, side_by_side
 
 SCORES_FILE = "scores.json"
 
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 def draw_pictures(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
+    mapper: Mapper, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
 ) -> list[Path]:
     """Run ``model`` on ``count`` evenly spaced images of ``dataset_name`` and draw image, truth and
     prediction.
 
+    ``mapper`` turns a record, given without its label map, into an input of the model.
     Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
     are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). The
     model is in eval mode meanwhile. One process alone calls this.
@@ -40,7 +41,6 @@ def draw_pictures(
     classes = metadata.stuff_classes
     colours = [tuple(colour) for colour in metadata.get("stuff_colors") or palette(len(classes))]
     ignore_value = metadata.get("ignore_label", 255)
-    mapper = DatasetMapper(cfg, is_train=False)
 
     folder = Path(output_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +63,13 @@ def draw_pictures(
                     ignore_value=ignore_value,
                     title=name,
                 )
-            paths.append(_save(sheet, folder / f"{name}.png"))
+            path = folder / f"{name}.png"
+            with atomic_open(path, "wb", durable=False) as stream:
+                sheet.save(stream, format="PNG")
+            paths.append(path)
     finally:
         model.train(was_training)
-    _write(folder / SCORES_FILE, json.dumps(scores, indent=1))
+    write_json(folder / SCORES_FILE, scores)
     return paths
 
 
@@ -85,7 +88,7 @@ def _names(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, mapper: DatasetMapper, record: dict[str, Any]) -> np.ndarray:
+def _predict(model: nn.Module, mapper: Mapper, record: dict[str, Any]) -> np.ndarray:
     """Return the predicted label map (H, W) at the image's own size."""
     plain = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
     output = model([mapper(plain)])[0]["sem_seg"]
@@ -96,18 +99,3 @@ def _score(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_v
     """Return the mIoU of one image in percent, over the classes in its truth; None if it has none."""
     iou = class_iou(truth, prediction, num_classes, ignore_value)
     return None if np.isnan(iou).all() else round(100 * float(np.nanmean(iou)), 2)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
-    return path

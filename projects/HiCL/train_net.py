@@ -8,7 +8,8 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.command.cli import run, train_arguments
+from hicl_d2.command.cli import run
+from hicl_d2.tools.arguments import train_arguments
 
 
 def main() -> None:

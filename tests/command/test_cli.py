@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from hicl_d2.command import interrupts
-from hicl_d2.command.cli import explain, run, train_arguments
+from hicl_d2.command.cli import explain, run
 from hicl_d2.command.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects/HiCL/train_net.py"
@@ -29,14 +29,6 @@ def _raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
-
-
-def test_flags_may_stand_before_and_after_the_overrides() -> None:
-    args = train_arguments(
-        ["--config-file", "f", "SOLVER.BASE_LR", "-1e-3", "--resume", "X", "-1", "--num-gpus", "0"]
-    )
-    assert args.opts == ["SOLVER.BASE_LR", "-1e-3", "X", "-1"]
-    assert (args.resume, args.num_gpus, args.eval_only, args.dist_url) == (True, 1, False, "auto")
 
 
 def test_a_worker_that_lost_its_process_is_silent_and_other_faults_are_shown() -> None:

@@ -6,11 +6,12 @@ import sys
 import pytest
 import yaml
 
-from hicl_d2.command.cli import run, train_arguments
+from hicl_d2.command.cli import run
 from hicl_d2.config import load_config
 from hicl_d2.d2.data import DatasetCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.tools import start
+from hicl_d2.tools.arguments import train_arguments
 from projects.HiCL import train_net
 
 

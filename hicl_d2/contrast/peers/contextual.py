@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import sample_balanced
+from hicl_d2.contrast.fused import gather_cells
 from hicl_d2.contrast.peers.pairs import info_nce
 from hicl_d2.contrast.peers.rows import class_means, sample_pixels
 from hicl_d2.contrast.peers.scales import Scale, ScaledContrast
-from hicl_d2.contrast.pooling import gather_cells
 
 __all__ = ["ContextualContrast", "boundary_distance", "nearest_to_boundary"]
 
@@ -145,7 +145,7 @@ class ContextualContrast(ScaledContrast):
             scale.classes.flatten(), self.num_classes, budget, generator, special=special, share=1.0
         )
         rows = gather_cells(scale.features, sample.index, self.compute_dtype)
-        return rows, torch.where(sample.valid, sample.group, -1), special[sample.index] & sample.valid
+        return rows, sample.group, special[sample.index] & sample.valid
 
 
 def boundary_distance(regions: Tensor, reach: int) -> Tensor:

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from hicl_d2.contrast.bank import ComponentBank
-from hicl_d2.contrast.pairing import Columns
+from hicl_d2.contrast.components import Components
 
 __all__ = ["make_memory", "recall", "remember"]
 
-# Entries over all classes that a kind of ring without a given size has: the work of a step must not grow with
-# the number of classes.
+# Where no size is given, the entries of one kind of ring over all classes, and the least per ring: the work of a step must
+# not grow with the number of classes.
 _DEFAULT_TOTAL, _DEFAULT_LEAST = 4096, 8
 
 
@@ -22,8 +22,8 @@ def make_memory(num_classes: int, kinds: int, dim: int, size: int = 0) -> Compon
 
 def recall(memory: ComponentBank) -> tuple[Tensor, Tensor]:
     """Return all places (R, D) and the class of each (R,) int64, -1 where nothing is stored yet."""
-    rows, columns = memory.recall()
-    return rows, torch.where(columns.classes < memory.num_classes, columns.classes, -1)
+    recalled = memory.recall()
+    return recalled.rows, recalled.classes
 
 
 @torch.no_grad()
@@ -32,4 +32,4 @@ def remember(memory: ComponentBank, kinds: list[tuple[Tensor, Tensor]]) -> None:
     rows = torch.cat([rows for rows, _ in kinds])
     classes = torch.cat([classes for _, classes in kinds])
     levels = torch.cat([torch.full_like(classes, kind) for kind, (_, classes) in enumerate(kinds)])
-    memory.remember(rows, Columns(torch.where(classes < 0, memory.num_classes, classes), levels))
+    memory.remember(Components(rows, classes, levels))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hicl_d2.contrast.anchors import wrongly_predicted
 from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.peers.memory import make_memory, recall, remember
 from hicl_d2.contrast.peers.pairs import describe, info_nce
@@ -81,7 +82,7 @@ class PixelContrast(Contrast):
             hard_share=self.hard_share,
             dtype=self.compute_dtype,
         )
-        embedded = self.embedding(pixels.rows)
+        embedded = embed(self.embedding, pixels.rows)
         keys, key_classes = self.more_keys(features, classes, embedded, generator)
         pairs = info_nce(
             embedded,
@@ -154,6 +155,6 @@ class PixelMemoryContrast(PixelContrast):
             features, classes, self.num_classes, self.remembered, generator, dtype=self.compute_dtype
         )
         means, mean_classes = region_means(features.to(self.compute_dtype), classes, self.num_classes)
-        rows = self.embedding(torch.cat([pixels.rows, means]))
+        rows = embed(self.embedding, torch.cat([pixels.rows, means]))
         kept = len(pixels.rows)
         remember(self.memory, [(rows[:kept], pixels.classes), (rows[kept:], mean_classes)])

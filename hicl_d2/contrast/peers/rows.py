@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import choose_anchors
-from hicl_d2.contrast.collect import gathers
+from hicl_d2.contrast.fused import gather_cells
 from hicl_d2.contrast.grid import LabelGrid
-from hicl_d2.contrast.pooling import gather_cells
+from hicl_d2.contrast.processes import is_distributed
 
 __all__ = ["Pixels", "at_middle", "class_means", "nearest_classes", "region_means", "sample_pixels"]
 
@@ -35,7 +35,7 @@ def nearest_classes(grid: LabelGrid, window: int = 1) -> Tensor:
     """
     cell, pixel = divmod(window * grid.stride // 2, grid.stride)
     classes = at_middle(grid.planes[pixel * grid.stride + pixel], window, cell).long()
-    return torch.where(classes < grid.num_classes, classes, -1)
+    return torch.where(classes < grid.unlabelled, classes, -1)
 
 
 def at_middle(cells: Tensor, window: int, offset: int) -> Tensor:
@@ -60,12 +60,12 @@ def sample_pixels(
     ``hard`` (B, h, w) bool, where given, marks the wrongly predicted pixels, which ``hard_share`` of each
     class's part is taken from where there are enough.
     """
-    if not gathers():  # where other processes wait for rows, their number must be the same everywhere
+    if not is_distributed():  # processes that gather rows must all have the same number of them
         budget = max(1, min(budget, classes.numel()))
     sample = choose_anchors(classes, num_classes, budget, generator, hard=hard, hard_share=hard_share)
     rows = gather_cells(features, sample.index, dtype)
     found = sample.valid if hard is None else sample.valid & hard.flatten()[sample.index]
-    return Pixels(rows, torch.where(sample.valid, sample.group, -1), found & (hard is not None))
+    return Pixels(rows, sample.group, found & (hard is not None))
 
 
 def class_means(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

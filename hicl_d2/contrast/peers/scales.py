@@ -1,14 +1,16 @@
 """Base of the contrasts that read features at several scales."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.contrast.anchors import wrongly_predicted
+from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.frame import Contrast, ContrastOutput, zero_with_graph
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.peers.rows import at_middle, nearest_classes
 
@@ -95,9 +97,9 @@ class ScaledContrast(Contrast):
 
     def embed(self, rows: Tensor, scale: int) -> Tensor:
         """Embed feature rows (N, C) of the given scale: (N, D), each of length one."""
-        own = self.coarser_embeddings[scale - 1] if scale > 0 and self.coarser_embeddings else self.embedding
-        embedded: Tensor = own(rows)
-        return embedded
+        coarser = scale > 0 and len(self.coarser_embeddings) > 0
+        head = self.coarser_embeddings[scale - 1] if coarser else self.embedding
+        return embed(cast(EmbeddingHead, head), rows)
 
     def _pooled_scales(self, features: Tensor, grid: LabelGrid, logits: Tensor | None) -> list[Scale]:
         scales = []

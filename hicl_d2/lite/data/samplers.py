@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.utils import comm
 
 
@@ -58,8 +57,3 @@ class InferenceSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._local_indices)
-
-
-__getattr__ = beyond_lite(
-    __name__, "GroupedBatchSampler RandomSubsetTrainingSampler RepeatFactorTrainingSampler"
-)

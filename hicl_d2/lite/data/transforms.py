@@ -13,18 +13,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.transforms.transform import (
-    BlendTransform,
     CropTransform,
     HFlipTransform,
     NoOpTransform,
-    PadTransform,
     Transform,
     TransformList,
     VFlipTransform,
 )
 from PIL import Image
 
-from hicl_d2.lite import beyond_lite
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "CropTransform",
+    "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomFlip",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "Transform",
+]
 
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
@@ -50,13 +59,6 @@ class AugInput:
             self.boxes = tfm.apply_box(self.boxes)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
-
-    def apply_augmentations(self, augmentations: Sequence["Augmentation | Transform"]) -> TransformList:
-        """Apply ``augmentations`` one after another in place and return the transforms chosen."""
-        return AugmentationList(augmentations)(self)
-
-
-StandardAugInput = AugInput
 
 
 class Augmentation:
@@ -134,17 +136,6 @@ class AugmentationList(Augmentation):
         return f"AugmentationList[{', '.join(str(aug) for aug in self.augs)}]"
 
 
-def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: Any
-) -> tuple[Any, TransformList]:
-    """Augment an image, or an AugInput in place; return it and the transforms chosen."""
-    if isinstance(inputs, np.ndarray):
-        aug_input = AugInput(inputs)
-        transforms = aug_input.apply_augmentations(augmentations)
-        return aug_input.image, transforms
-    return inputs, inputs.apply_augmentations(augmentations)
-
-
 class ResizeTransform(Transform):
     """Resize images (h, w) to (new_h, new_w) with one of Pillow's filters, label maps to the nearest pixel.
 
@@ -206,19 +197,6 @@ class RandomFlip(Augmentation):
         if self._rand_range() >= self.prob:
             return NoOpTransform()
         return HFlipTransform(image.shape[1]) if self.horizontal else VFlipTransform(image.shape[0])
-
-
-class Resize(Augmentation):
-    """Resize to ``shape``, (h, w) or one length for both sides."""
-
-    def __init__(self, shape: int | Sequence[int], interp: int = BILINEAR) -> None:
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
-        self.interp = interp
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Return the resize."""
-        height, width = image.shape[:2]
-        return ResizeTransform(height, width, self.shape[0], self.shape[1], self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -339,74 +317,3 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 - Detectron
             if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
                 break
         return crop
-
-
-class _RandomBlend(Augmentation):
-    """Blend the image with something plainer; the image's weight is drawn, and 1 changes nothing."""
-
-    def __init__(self, intensity_min: float, intensity_max: float) -> None:
-        self.intensity_min = intensity_min
-        self.intensity_max = intensity_max
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the weight and return the blend."""
-        weight = np.random.uniform(self.intensity_min, self.intensity_max)
-        return BlendTransform(src_image=self._plain(image), src_weight=1 - weight, dst_weight=weight)
-
-    def _plain(self, image: np.ndarray) -> Any:
-        raise NotImplementedError
-
-
-class RandomContrast(_RandomBlend):
-    """Blend an image with its mean, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        return image.mean()
-
-
-class RandomBrightness(_RandomBlend):
-    """Blend an image with black, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        return 0
-
-
-class RandomSaturation(_RandomBlend):
-    """Blend an RGB image with its grey values, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        assert image.shape[-1] == 3, f"RandomSaturation takes RGB images, not {image.shape}"
-        return image.dot([0.299, 0.587, 0.114])[:, :, None]
-
-
-__all__ = [
-    "AugInput",
-    "Augmentation",
-    "AugmentationList",
-    "BlendTransform",
-    "CropTransform",
-    "HFlipTransform",
-    "NoOpTransform",
-    "PadTransform",
-    "RandomBrightness",
-    "RandomContrast",
-    "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint",
-    "RandomFlip",
-    "RandomSaturation",
-    "Resize",
-    "ResizeShortestEdge",
-    "ResizeTransform",
-    "StandardAugInput",
-    "Transform",
-    "TransformList",
-    "VFlipTransform",
-    "apply_augmentations",
-]
-
-__getattr__ = beyond_lite(
-    __name__,
-    "ColorTransform ExtentTransform FixedSizeCrop GridSampleTransform MinIoURandomCrop PILColorTransform "
-    "RandomApply RandomExtent RandomLighting RandomResize RandomRotation ResizeScale RotationTransform "
-    "ScaleTransform",
-)

@@ -3,11 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from hicl_d2.lite import beyond_lite
-
 __all__ = ["sem_seg_postprocess"]
-
-__getattr__ = beyond_lite(__name__, "detector_postprocess")
 
 
 def sem_seg_postprocess(

@@ -1,13 +1,11 @@
 """Communication between the processes of a run; without a process group there is one, of rank 0."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 _local_group: dist.ProcessGroup | None = None
 
@@ -111,17 +109,3 @@ def shared_random_seed() -> int:
     """Return a seed below 2**31 drawn by rank 0 from NumPy's global generator; every process must call it."""
     seed = int(np.random.randint(2**31))
     return all_gather(seed)[0]
-
-
-def reduce_dict(input_dict: Mapping[str, Tensor], average: bool = True) -> Mapping[str, Tensor]:
-    """Sum (or average) scalar tensors over processes, key by key; the result is valid on rank 0 alone."""
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    with torch.no_grad():
-        names = sorted(input_dict)  # the same order on every process
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if is_main_process() and average:
-            values /= world_size
-    return dict(zip(names, values, strict=True))

@@ -10,15 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 from hicl_d2.lite.layers import Conv2d, Norm, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 from hicl_d2.lite.modeling.backbone.resnet import build_resnet_backbone
 
 __all__ = ["FPN", "LastLevelMaxPool", "build_resnet_fpn_backbone"]
-
-__getattr__ = beyond_lite(__name__, "LastLevelP6P7 build_retinanet_resnet_fpn_backbone")
 
 
 class LastLevelMaxPool(nn.Module):

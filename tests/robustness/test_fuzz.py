@@ -19,7 +19,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 from hicl_d2.run.manifest import PLACE_KEYS, identity
-from tests.faults.conftest import FUZZED
+from tests.robustness.conftest import FUZZED
 
 Report = Callable[[str, int, str], None]
 pytestmark = pytest.mark.slow

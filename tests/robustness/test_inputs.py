@@ -10,7 +10,7 @@ from PIL import Image
 
 from hicl_d2.config import load_config
 from hicl_d2.d2.modeling import build_model
-from tests.faults.conftest import Runs
+from tests.robustness.conftest import Runs
 from tests.support.forks import Forks
 from tests.tools.test_bad_input import CONFIGS, OVERRIDES
 

@@ -6,6 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(
+    1, str(next(folder for folder in Path(__file__).resolve().parents if (folder / "hicl_d2").is_dir()))
+)
+
+from hicl_d2.command.files import atomic_open
+
 STEPS = 5
 
 
@@ -36,10 +42,9 @@ def main() -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    """Write a file as a training does: whole or not at all, and what a kill leaves is known to the harness."""
+    with atomic_open(path, durable=False) as stream:
+        stream.write(text)
 
 
 def age() -> float:

@@ -1,7 +1,7 @@
-"""Rows out of a feature map: single cells, and means over windows.
+"""Rows out of a feature map through one pyramid: each level is pooled from a smaller one, forward and backward.
 
-Only what was sampled is needed as rows, but a window's mean needs all its cells, so the levels are pooled once, each
-from the level below (`link_levels`), and the rows are taken out of that pyramid. Forward and backward are one
+Only sampled rows are needed, but the mean over a window needs all its cells. So every level is summed once, from the
+smaller level that it is linked to (`link_levels`), and the rows are taken out of this pyramid. Forward and backward are one
 autograd function: the gradient goes down the pyramid once, from coarse to fine, instead of once per level.
 """
 
@@ -9,25 +9,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hicl_d2.contrast import host
-from hicl_d2.contrast.levels import Level, Link, link_levels
+from hicl_d2.contrast.fused import host
+from hicl_d2.contrast.fused.links import Link, link_levels
+from hicl_d2.contrast.levels import Level
 
-__all__ = ["gather_cells", "gather_windows", "gather_windows_plainly"]
+__all__ = ["gather_cells", "gather_windows"]
 
-# Channels that are pooled at a time in a (B, C, h, w) map, so that what lies between stays in the cache.
+# Channels that are pooled at a time in a (B, C, h, w) map on a CPU, so that intermediate sums stay in the cache.
 _CHANNELS = 32
 
 
 def gather_cells(features: Tensor, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Take cells out of features (B, C, h, w): (N, C) in ``dtype``, with gradient.
-
-    Args:
-        index: (N,) int64, positions in the flattened (B, h, w); repeats are allowed.
-    """
+    """Take cells out of features. Arguments and result as in the plain twin, `components.gather_cells`."""
     return gather_windows(features, index, index[:0], (), dtype)
 
 
@@ -38,39 +34,17 @@ def gather_windows(
     levels: Sequence[Level],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Take cells and window means out of features (B, C, h, w), any float type: (A + M, C) in ``dtype``, with gradient.
+    """Take cells and means over windows out of features. Arguments and result as in `components.gather_windows`.
 
-    Args:
-        cells: (A,) int64, positions in the flattened (B, h, w).
-        windows: (M,) int64, positions in the windows of all levels: level after level, each a flattened
-            (B, rows, columns).
-        levels: in ascending order of their windows.
+    The gradient at the features has their memory format, channels_last or not.
     """
     if not (features.is_contiguous() or features.is_contiguous(memory_format=torch.channels_last)):
         features = features.contiguous()
     return _GatherWindows.apply(features, cells, windows, tuple(levels), dtype)
 
 
-def gather_windows_plainly(
-    features: Tensor,
-    cells: Tensor,
-    windows: Tensor,
-    levels: Sequence[Level],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Do what `gather_windows` does with one average pooling per level, for comparison."""
-    features = features.to(dtype)
-    rows = [features]
-    for level in levels:
-        if 0 not in level.extent((features.shape[2], features.shape[3])):
-            rows.append(F.avg_pool2d(features, level.window, level.step))
-    flat = [pooled.permute(0, 2, 3, 1).flatten(0, 2) for pooled in rows]
-    components = torch.cat(flat[1:]) if len(flat) > 1 else flat[0][:0]
-    return torch.cat([flat[0][cells], components[windows] if len(components) else components[:0]])
-
-
 class _GatherWindows(torch.autograd.Function):
-    """Gather rows from the cells and from the pyramid of window sums above them."""
+    """Take rows out of the cells and out of the pyramid of window sums above them."""
 
     @staticmethod
     def forward(
@@ -81,15 +55,15 @@ class _GatherWindows(torch.autograd.Function):
         levels: tuple[Level, ...],
         dtype: torch.dtype,
     ) -> Tensor:
-        plan = _Plan(features, levels)
-        sums = torch.empty(plan.rows, plan.channels, dtype=dtype, device=features.device)
-        plan.pool(features, sums)
-        in_cells, in_sums, scale = plan.locate(windows, dtype)
-        rows = plan.take_cells(features, torch.cat([cells, in_cells]), dtype)
-        if plan.rows:
+        pyramid = _Pyramid(features, levels)
+        sums = torch.empty(pyramid.rows, pyramid.channels, dtype=dtype, device=features.device)
+        pyramid.pool(features, sums)
+        in_cells, in_sums, scale = pyramid.locate(windows, dtype)
+        rows = pyramid.take_cells(features, torch.cat([cells, in_cells]), dtype)
+        if pyramid.rows:
             components = rows[len(cells) :].mul_(scale[:, :1])
             components.addcmul_(sums.index_select(0, in_sums), scale[:, 1:])
-        ctx.plan = plan
+        ctx.pyramid = pyramid
         ctx.like = (features.shape, features.dtype, features.device)
         ctx.save_for_backward(cells, in_cells, in_sums, scale)
         return rows
@@ -97,26 +71,26 @@ class _GatherWindows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
+        pyramid: _Pyramid = ctx.pyramid
         cells, in_cells, in_sums, scale = ctx.saved_tensors
         shape, dtype, device = ctx.like
-        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        layout = torch.channels_last if pyramid.channels_last else torch.contiguous_format
         grad = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
-        sums = grad_rows.new_zeros(plan.rows, plan.channels)
-        if plan.rows:
+        sums = grad_rows.new_zeros(pyramid.rows, pyramid.channels)
+        if pyramid.rows:
             components = grad_rows[len(cells) :]
             sums.index_add_(0, in_sums, components * scale[:, 1:])
             grad_rows = torch.cat([grad_rows[: len(cells)], components * scale[:, :1]])
-        plan.unpool(sums, grad)
-        plan.add_cells(grad, torch.cat([cells, in_cells]), grad_rows)
+        pyramid.unpool(sums, grad)
+        pyramid.add_cells(grad, torch.cat([cells, in_cells]), grad_rows)
         return grad, None, None, None, None
 
 
-class _Plan:
-    """Hold the static side of a pyramid: where each level's rows lie, and what each is summed from.
+class _Pyramid:
+    """Hold what a pyramid's shape decides: where each level's rows lie, and what each level is summed from.
 
-    The rows of levels above one cell lie one after the other in a matrix (rows, C); a level of single cells has none,
-    its rows are the feature map's own.
+    The window sums of all levels lie one after the other in a matrix (rows, C), without those of single cells, whose rows
+    are the feature map's own.
     """
 
     def __init__(self, features: Tensor, levels: Sequence[Level]) -> None:
@@ -131,7 +105,7 @@ class _Plan:
         for level, (rows, columns) in zip(levels, self.extents, strict=True):
             self.starts.append(self.rows)
             self.rows += 0 if level.window == 1 else self.batch * rows * columns
-        # Pixels' channels lie far apart in (B, C, h, w): there, work in blocks that stay in the cache.
+        # In (B, C, h, w) the channels of a cell lie far apart: a CPU works in blocks of channels that stay in its cache.
         self.block = (1, _CHANNELS) if host.on_host(features) else (self.batch, self.channels)
 
     def view(self, sums: Tensor, k: int) -> Tensor:
@@ -141,7 +115,7 @@ class _Plan:
         return part.view(self.batch, rows, columns, self.channels)
 
     def steps(self) -> list[tuple[int, Link, bool]]:
-        """List (level, link, whether it is summed from the cells) for the levels that have rows, fine to coarse."""
+        """List (level, link, whether it is summed from the cells) for the levels that have window sums, fine to coarse."""
         return [
             (k, link, link.parent < 0 or self.levels[link.parent].window == 1)
             for k, (level, link) in enumerate(zip(self.levels, self.links, strict=True))
@@ -165,7 +139,7 @@ class _Plan:
             elif self.channels_last:
                 _sum_slices(features.permute(0, 2, 3, 1), link, self.extents[k], target)
             elif not host.on_host(features):
-                # In one pass, without a copy of the map in the type of the sums.
+                # One operator, without a copy of the map in the type of the sums.
                 rows, columns = self.extents[k]
                 places = features.unfold(2, link.factor, link.stride).unfold(3, link.factor, link.stride)
                 summed = places[:, :, :rows, :columns].sum((4, 5), dtype=sums.dtype)
@@ -178,7 +152,7 @@ class _Plan:
                     target[images, :, :, channels].copy_(block.permute(0, 2, 3, 1))
 
     def unpool(self, sums: Tensor, grad: Tensor) -> None:
-        """Send the gradient of the sums down to the cells; overwrites ``grad`` (B, C, h, w)."""
+        """Send the gradient of the sums down to the cells: adjoint of `pool`. Overwrites ``grad`` (B, C, h, w)."""
         clean = False
         for k, link, from_cells in reversed(self.steps()):
             source = self.view(sums, k)
@@ -200,7 +174,7 @@ class _Plan:
             grad.zero_()
 
     def _clear(self, grad: Tensor, k: int, link: Link, covered: bool) -> None:
-        """Zero what the first level to arrive will not overwrite."""
+        """Zero the part of ``grad`` that the first level sent down to the cells will not overwrite."""
         if not covered:
             grad.zero_()
             return
@@ -209,10 +183,10 @@ class _Plan:
         grad[:, :, :, columns * link.factor :].zero_()
 
     def locate(self, windows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Find windows (M,) among the cells and among the sums.
+        """Find windows (M,) among the cells and among the sums, since each window is in one of the two.
 
-        Returns the position in each (M,), 0 where it does not lie there, and the factors (M, 2) that turn [cell, sum]
-        into a mean: one of the two is 0.
+        Returns its position among the cells (M,) and among the sums (M,), 0 in the one that it is not in, and the factors
+        (M, 2) of [cell, sum] in its mean: 0 for the one that it is not in.
         """
         if not self.rows:
             return windows, windows, torch.ones(len(windows), 2, dtype=dtype, device=windows.device)
@@ -230,7 +204,7 @@ class _Plan:
         if self.channels_last:
             return features.permute(0, 2, 3, 1).reshape(-1, self.channels).index_select(0, index).to(dtype)
         area = features.shape[2] * features.shape[3]
-        # Neighbours share cache lines: reading in order is three times as fast.
+        # Neighbouring cells share cache lines: reading them in order is three times as fast.
         ordered, order = index.sort()
         taken = features.flatten(2)[ordered // area, :, ordered % area]
         rows = torch.empty(len(index), self.channels, dtype=dtype, device=features.device)
@@ -250,7 +224,7 @@ class _Plan:
 
 
 def _slices(link: Link, extent: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Iterate over a window's places: the slices of the source that hold that place of every window."""
+    """Iterate over the places in a window; yield the slices of the source that hold that place of every window."""
     rows, columns = ((length - 1) * link.stride + 1 for length in extent)
     for i in range(link.factor):
         for j in range(link.factor):
@@ -283,7 +257,10 @@ def _sum_along(block: Tensor, dim: int, link: Link, length: int) -> Tensor:
 
 
 def _spread(source: Tensor, link: Link, target: Tensor, overwrite: bool) -> None:
-    """Send source (B, rows, columns, C) to every place of its windows in target (B, r, c, C): adjoint of the sum."""
+    """Add source (B, rows, columns, C) to every place of its windows in target (B, r, c, C): adjoint of `_sum_slices`.
+
+    With ``overwrite``, which needs windows that do not overlap, the target's values are replaced instead.
+    """
     rows, columns = source.shape[1:3]
     if link.stride != link.factor:
         for i, j in _slices(link, (rows, columns)):
@@ -298,7 +275,7 @@ def _spread(source: Tensor, link: Link, target: Tensor, overwrite: bool) -> None
 
 
 def _spread_planes(source: Tensor, link: Link, target: Tensor, overwrite: bool) -> None:
-    """Do the same for source (B, C, rows, columns) and target (B, C, r, c)."""
+    """Do what `_spread` does for source (B, C, rows, columns) and target (B, C, r, c)."""
     rows, columns = source.shape[2:4]
     if not overwrite:
         for i, j in _slices(link, (rows, columns)):
@@ -312,6 +289,6 @@ def _spread_planes(source: Tensor, link: Link, target: Tensor, overwrite: bool) 
 
 
 def _tiles(target: Tensor, dim: int, factor: int, rows: int, columns: int) -> Tensor:
-    """View the part of target that windows tile as (..., rows, factor, columns, factor, ...)."""
+    """View the part of ``target`` that the windows tile as (..., rows, factor, columns, factor, ...)."""
     covered = target.narrow(dim, 0, rows * factor).narrow(dim + 1, 0, columns * factor)
     return covered.unflatten(dim + 1, (columns, factor)).unflatten(dim, (rows, factor))

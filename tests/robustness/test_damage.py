@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults.conftest import FEW, TRIALS, Runs
+from tests.robustness.conftest import FEW, TRIALS, Runs
 from tests.support.states import assert_equal, run_state
 
 Report = Callable[[str, int, str], None]

@@ -1,7 +1,7 @@
 """Measure the harness with cells that only wait: how fast, how tight, and what survives.
 
-``python benchmark/harness_load.py`` prints a table; with the defaults it takes about a quarter of an hour. Exit status
-1 if something does not hold.
+``python -m tests.robustness.load_report`` (``make load``) prints a table; with the defaults it takes about a quarter of
+an hour. Exit status 1 if something does not hold.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from load import trials
 from tabulate import tabulate
+
+from tests.robustness import trials
 
 NONE_OF = (
     "missing",

@@ -1,4 +1,4 @@
-"""Rows of all processes, in rank order."""
+"""Rows gathered over the processes of a training step, in rank order."""
 
 from typing import Any
 
@@ -7,25 +7,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gather_rows", "gathers", "world_size"]
+__all__ = ["gather_rows", "is_distributed"]
 
 
-def world_size() -> int:
-    """Return the number of processes, 1 without a process group."""
-    return dist.get_world_size() if gathers() else 1
-
-
-def gathers() -> bool:
+def is_distributed() -> bool:
     """Tell whether there are other processes to gather from."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Stack the rows (N, ...) of all processes in rank order: (world x N, ...), N being the same everywhere.
+    """Stack the rows (N, ...) of all processes in rank order: (world x N, ...). N must be the same on every process.
 
-    Differentiable: what each process makes of this one's rows adds up in their gradient.
+    Differentiable: the gradient at this process's rows is the sum over the processes, which all used them.
     """
-    if not gathers():
+    if not is_distributed():
         return rows
     return _GatherRows.apply(rows) if rows.requires_grad else _stack(rows)
 
@@ -38,7 +33,7 @@ def _stack(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Gather forward, add up backward."""
+    """Gather in the forward pass, sum over processes in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from harness.training import processes_of
 
-BENCHMARK = Path(__file__).resolve().parents[1]
-CELL = BENCHMARK / "load" / "cell.py"
+from tests.robustness import BENCHMARK
+
+CELL = Path(__file__).resolve().parent / "cell.py"
 
 
 class Folder:

@@ -14,7 +14,7 @@ from tests.support.states import run_state
 
 __all__ = ["config", "data_root", "own_data_root", "tiny_root", "tools"]
 
-# Set by benchmark/fault_report.py: how often each thing is broken, and how many files are fuzzed.
+# Set by tests/robustness/fault_report.py: how often each thing is broken, and how many files are fuzzed.
 TRIALS = int(os.environ.get("HICL_FAULT_TRIALS", "5"))
 FEW = max(2, TRIALS // 5)
 FUZZED = int(os.environ.get("HICL_FAULT_FUZZED", "300"))
@@ -71,7 +71,7 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def report(record_property: Callable[[str, object], None]) -> Callable[[str, int, str], None]:
-    """Put a row into the table of benchmark/fault_report.py: what was broken, how often, what was seen."""
+    """Put a row into the table of tests/robustness/fault_report.py: what was broken, how often, what was seen."""
 
     def report(broken: str, times: int, seen: str) -> None:
         record_property("broken", broken)

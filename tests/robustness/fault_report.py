@@ -1,8 +1,9 @@
 """Break trainings, checkpoints, disks and input files, and print the table of what was seen.
 
-``python benchmark/fault_report.py`` runs tests/faults (half an hour on two idle cores; ``--shorten``: minutes) and prints
-a markdown table, a row for each kind of fault. A fault that was not survived is a row that says so, and exit status 1.
-``--save`` keeps the rows for the README's table; with ``--only``, those of the faults that were not tried stay.
+``python -m tests.robustness.fault_report`` (``make faults``) runs the tests of this folder (half an hour on two idle
+cores; ``--shorten``: minutes) and prints a markdown table, a row for each kind of fault. A fault that was not survived
+is a row that says so, and exit status 1. ``--save`` keeps the rows for the README's table; with ``--only``, those of
+the faults that were not tried stay.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmark" / "results" / "faults" / "faults.json"
-HEADER = "| what was broken | times | what was seen |\n|---|---:|---|"
+from result_tables import Fault, render_faults
 
-Row = dict[str, Any]  # "broken", "times" (None: not known), "seen"
+from tests.robustness import BENCHMARK
+
+ROOT = BENCHMARK.parent
+RESULTS = BENCHMARK / "results" / "faults" / "faults.json"
+TESTS = "tests/robustness"
+OF_THE_HARNESS = f"{TESTS}/test_load.py"  # has a report of its own
 
 
 def run(trials: int, fuzzed: int, only: str, output: Path) -> int:
@@ -39,17 +42,18 @@ def run(trials: int, fuzzed: int, only: str, output: Path) -> int:
         f"--junitxml={output}",
         "-o",
         "junit_family=xunit1",
+        f"--ignore={OF_THE_HARNESS}",
         *(["-k", only] if only else []),
     ]
-    command = [sys.executable, "-m", "pytest", *options, "tests/faults"]
+    command = [sys.executable, "-m", "pytest", *options, TESTS]
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False).returncode
 
 
-def rows(results: Path) -> Iterator[tuple[str, Row]]:
+def rows(results: Path) -> Iterator[tuple[str, Fault]]:
     """Yield name and row of each test in ``results`` that reported something or failed."""
     for case in ElementTree.parse(results).iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
-        found: Row = {str(item.get("name")): item.get("value") for item in case.iter("property")}
+        found: Fault = {str(item.get("name")): item.get("value") for item in case.iter("property")}
         if case.find("failure") is not None or case.find("error") is not None:
             yield name, {"broken": case.get("name"), "times": None, "seen": "**not survived**"}
         elif "broken" in found:
@@ -61,16 +65,7 @@ def rows(results: Path) -> Iterator[tuple[str, Row]]:
             )
 
 
-def table(found: Iterable[Row]) -> str:
-    """Return the rows as a markdown table."""
-    lines = (
-        f"| {row['broken']} | {'' if row['times'] is None else format(row['times'], ',')} | {row['seen']} |"
-        for row in found
-    )
-    return "\n".join([HEADER, *lines]) + "\n"
-
-
-def save(found: dict[str, Row], *, is_all: bool) -> None:
+def save(found: dict[str, Fault], *, is_all: bool) -> None:
     """Write the rows to ``RESULTS``, in the place of all that are there or of those of the same names."""
     before = {} if is_all or not RESULTS.is_file() else json.loads(RESULTS.read_text())
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +89,7 @@ def main() -> int:
         if not results.exists():
             return status or 1
         found = dict(rows(results))
-    sys.stdout.write(table(found.values()))
+    sys.stdout.write(render_faults(found.values()))
     if options.save:
         save(found, is_all=not options.only)
     return int(status != 0)

@@ -1,7 +1,8 @@
-"""The trials of the harness, in small; their figures come from ``benchmark/harness_load.py``."""
+"""The trials of the harness, in small; their figures come from ``load_report.py``."""
 
 import pytest
-from load import trials
+
+from tests.robustness import trials
 
 
 def test_planning_is_timed_on_as_many_cells_as_asked(tmp_path):

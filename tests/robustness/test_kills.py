@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import FEW, TRIALS, Runs
+from tests.robustness.conftest import FEW, TRIALS, Runs
 from tests.support.forks import Child
 from tests.support.states import assert_equal, run_state
 
@@ -67,7 +67,7 @@ def test_sigkill_during_a_checkpoint(
     half = 0
     for trial in range(FEW):
         folder, number = tmp_path / f"killed{trial}", chance.randrange(10)
-        name = f".model_{3 * number + 2:07d}.pth."
+        name = f".*-model_{3 * number + 2:07d}.pth."
         child = runs.start(folder)
         _until(lambda folder=folder, name=name: any(folder.glob(f"{name}*")), child)
         child.kill()
