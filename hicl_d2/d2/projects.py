@@ -12,7 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("instance_head", "instance_heads", "panoptic_deeplab_mapper", "point_rend_colours")
+__all__ = ("instance_head", "instance_heads", "panoptic_deeplab_mapper")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
