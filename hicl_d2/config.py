@@ -22,17 +22,28 @@ def get_hicl_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of DeepLab and of this project added."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_hicl_config(cfg)
-    return cfg
-
-
-def add_hicl_config(cfg: CfgNode) -> None:
-    """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
     add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
+    return cfg
+
+
+def add_hicl_config(cfg: CfgNode) -> None:
+    """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
+
+    Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs.
+    """
+    _add_absent(cfg, get_hicl_cfg())
+
+
+def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_absent(cfg[key], value)
 
 
 def _add_training_keys(cfg: CfgNode) -> None:
@@ -171,6 +182,11 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
+    if Path(file).suffix == ".py":
+        raise InputError(
+            f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
+            "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
+        )
     cfg = get_hicl_cfg()
     for document in read_chain(Path(file)):
         _merge(cfg, document)

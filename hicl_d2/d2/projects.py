@@ -12,7 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("instance_head", "instance_heads", "panoptic_deeplab_mapper")
+__all__ = ("original", "panoptic_deeplab_mapper")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -22,23 +22,8 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
 
 
-def instance_heads() -> Any:
-    """Return Detectron2's registry of heads of Panoptic-DeepLab's instances, None without Detectron2."""
-    if not USES_DETECTRON2:
-        return None
-    return importlib.import_module(
-        "detectron2.projects.panoptic_deeplab.panoptic_seg"
-    ).INS_EMBED_BRANCHES_REGISTRY
-
-
-def instance_head(cfg: Any, input_shape: Any) -> Any:
-    """Build Detectron2's head of centres and offsets of Panoptic-DeepLab."""
-    project = importlib.import_module("detectron2.projects.panoptic_deeplab")
-    return project.PanopticDeepLabInsEmbedHead(cfg, input_shape)
-
-
 def original(module: str, name: str) -> Any:
-    """Return ``detectron2.<module>.<name>``, for comparisons with Detectron2 itself.
+    """Return ``detectron2.<module>.<name>``.
 
     None without Detectron2, or without a package that the module needs (OpenCV, say).
     """

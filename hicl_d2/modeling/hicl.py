@@ -21,6 +21,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import comm, get_event_storage
 from hicl_d2.modeling.features import Tap, add_tap, armed, feature_channels
+from hicl_d2.modeling.predictions import class_logits
 from hicl_d2.modeling.settings import blank_size
 
 # Keys of MODEL.HICL that say where and when the branch works; all others are settings of the contrast, in lower case.
@@ -145,15 +146,9 @@ class ModelWithBranch(nn.Module):
     def _logits(self, seen: Any) -> Tensor | None:
         """Return class logits (B, K, h, w), or None if none are read.
 
-        Where the module gives something else (predictions of queries, say), the model's own ``semantic_logits`` makes
-        logits of it, without a second forward.
+        Of predictions of queries logits are made, without a second forward.
         """
-        if seen is None:
-            return None
-        convert = getattr(self, "semantic_logits", None)
-        if convert is not None and not isinstance(seen, Tensor):
-            seen = convert(seen)
-        return self._hicl_taps["logits"].check(seen)
+        return None if seen is None else self._hicl_taps["logits"].check(class_logits(seen))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by the model's own class: the combined one is made when it is needed."""

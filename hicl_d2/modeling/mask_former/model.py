@@ -11,6 +11,7 @@ from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.modeling import Backbone, SemanticSegmentor, build_backbone, sem_seg_postprocess
 from hicl_d2.d2.structures import ImageList
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
+from hicl_d2.modeling.predictions import semantic_scores
 
 
 class MaskFormer(SemanticSegmentor):
@@ -111,19 +112,3 @@ class MaskFormer(SemanticSegmentor):
         if self.resize_masks:
             return semantic_scores(classes, sem_seg_postprocess(masks, size, *target))
         return sem_seg_postprocess(semantic_scores(classes, masks), size, *target)
-
-    def semantic_logits(self, predictions: dict[str, Any]) -> Tensor:
-        """Return (B, K, h, w), logits whose softmax is the share of each class in the last layer's semantic scores.
-
-        A branch that reads class probabilities in training gets them from the predictions there are, without a second
-        forward. They carry no gradient.
-        """
-        with torch.no_grad():
-            scores = semantic_scores(predictions["pred_logits"].float(), predictions["pred_masks"].float())
-            return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-
-
-def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
-    """Return scores (..., K, h, w) for class logits (..., Q, K + 1) and mask logits (..., Q, h, w)."""
-    probabilities = classes.softmax(-1)[..., :-1]
-    return torch.einsum("...qk,...qhw->...khw", probabilities, masks.sigmoid())

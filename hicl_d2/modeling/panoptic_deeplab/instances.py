@@ -6,9 +6,12 @@ from torch import nn
 
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ASPP, ShapeSpec
-from hicl_d2.d2.projects import instance_head
+from hicl_d2.d2.projects import original
 from hicl_d2.modeling.deeplab.check import training_crop
 from hicl_d2.modeling.deeplab.pooling import accept_any_size
+
+# Where Detectron2 defines the head and the registry of its kind.
+INSTANCE_HEADS = "projects.panoptic_deeplab.panoptic_seg"
 
 
 def PanopticDeepLabInsEmbedHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:  # noqa: N802 - its name there
@@ -24,7 +27,7 @@ def PanopticDeepLabInsEmbedHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec])
     adapted.INPUT.CROP.ENABLED = crop is not None
     if crop is not None:
         adapted.INPUT.CROP.SIZE = [-(-side // stride) * stride for side in crop]
-    head = instance_head(adapted, input_shape)
+    head = original(INSTANCE_HEADS, "PanopticDeepLabInsEmbedHead")(adapted, input_shape)
     for module in head.modules():
         if isinstance(module, ASPP):
             accept_any_size(module)
