@@ -87,7 +87,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # (two thirds of a window where none is given); no window: the image is predicted as a whole.
     cfg.TEST.WINDOW = []
     cfg.TEST.WINDOW_STRIDE = []
-    # Whether TEST.AUG (several sizes and flips) averages probabilities, or the model's scores as they are.
+    # Whether TEST.AUG (several sizes and flips) averages the softmax of the model's scores, or the scores as they are; those
+    # of Mask2Former are no logits and are never put through a softmax.
     cfg.TEST.AUG_SOFTMAX = True
     # Distance up to which pixels count as near a boundary, as a share of the diagonal; 0: boundaries are not scored.
     cfg.TEST.BOUNDARY_DISTANCE = 0.0

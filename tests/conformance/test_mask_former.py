@@ -21,6 +21,7 @@ from hicl_d2.command.safe_yaml import flatten
 from hicl_d2.config import add_hicl_config
 from hicl_d2.d2.config import add_deeplab_config, get_cfg
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
+from hicl_d2.evaluation import for_testing
 from tests.conformance.runtimes import HAS_DETECTRON2, golden, plain
 from tests.conformance.tensors import assert_close, digest, largest_difference, names
 from tests.modeling.mask_former.models import fill, mask_former_batch, mask_former_cfg
@@ -174,6 +175,21 @@ def test_the_branch_on_the_originals_own_model_has_the_loss_that_it_has_on_ours(
     assert float(theirs["loss_hicl"]) > 0
     for name, loss in ours.items():
         torch.testing.assert_close(theirs[name], loss, rtol=1e-5, atol=1e-6)
+
+
+@needs_original
+@pytest.mark.parametrize("base", ["MaskFormer", "HiCLMaskFormer"])
+def test_test_time_augmentation_is_the_originals_bit_for_bit(base: str) -> None:
+    original = import_original()
+    cfg = mask_former_cfg(architecture=base)
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = True, (48, 64, 96), 140
+    model = fill(build_model(cfg)).eval()
+    batch = [{**entry, "height": 50, "width": 61} for entry in mask_former_batch(((64, 80), (96, 128)))]
+    with torch.no_grad():
+        ours = for_testing(cfg, model)(batch)
+        theirs = original.SemanticSegmentorWithTTA(cfg, model)(batch)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
 
 
 @needs_original
