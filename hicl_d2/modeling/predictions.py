@@ -1,4 +1,4 @@
-"""Class logits from what a head gives out: a map of logits, or the predictions of queries."""
+"""Class logits from what a head outputs: a map of logits, or the predictions of queries."""
 
 from collections.abc import Mapping
 from typing import Any

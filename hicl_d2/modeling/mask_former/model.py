@@ -15,9 +15,9 @@ from hicl_d2.modeling.predictions import semantic_scores
 
 
 class MaskFormer(SemanticSegmentor):
-    """A segmentor whose head predicts masks and classes of queries, and whose losses need them matched to the image.
+    """A segmentor whose head predicts masks and classes of queries; its losses match queries to the masks of an image.
 
-    Images are padded to a multiple of ``size_divisibility`` (below 0: what the backbone asks for). With
+    Images are padded to a multiple of ``size_divisibility`` (below 0: the backbone's). With
     ``resize_masks`` the masks are resized to the output and then summed over queries, which takes more memory and gives
     slightly other scores than resizing the sum.
     """
@@ -48,7 +48,7 @@ class MaskFormer(SemanticSegmentor):
 
         settings = cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
-        # By its class: under the name there may stand the original's, which computes the same but is called otherwise.
+        # Not by its registered name, which may be the original project's head: that is called with other arguments.
         sem_seg_head = MaskFormerHead(cfg, backbone.output_shape())
         criterion = SetCriterion(
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -98,7 +98,7 @@ class MaskFormer(SemanticSegmentor):
         return outputs
 
     def targets(self, batched_inputs: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return per image the class ids (N,) that it shows and their masks (N, H, W), padded to one size."""
+        """Return the class ids (N,) present in each image and their masks (N, H, W), padded to one size."""
         ignore_value: Any = self.sem_seg_head.ignore_value
         maps = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
         padded = ImageList.from_tensors(maps, self.size_divisibility, ignore_value).tensor

@@ -17,8 +17,8 @@ INSTANCE_HEADS = "projects.panoptic_deeplab.panoptic_seg"
 def PanopticDeepLabInsEmbedHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:  # noqa: N802 - its name there
     """Build Detectron2's head for the settings of MODEL.INS_EMBED_HEAD, with image pooling as `accept_any_size` makes it.
 
-    Detectron2's head refuses a training crop that the stride of its coarsest feature does not divide: it is given the
-    next larger one, whose pooling window is that of this crop, rounded up.
+    Detectron2's head raises an error for a training crop that is no multiple of the stride of its coarsest feature. It is
+    built for the next larger multiple, which gives the same pooling window as rounding up the crop's size in cells.
     """
     stride = max(int(input_shape[name].stride or 1) for name in cfg.MODEL.INS_EMBED_HEAD.IN_FEATURES)
     crop = training_crop(cfg)
