@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import _VALID_TYPES
 
 from hicl_d2.command.errors import InputError, listing, one_line
-from hicl_d2.command.safe_yaml import Document, flatten, read_chain
+from hicl_d2.command.safe_yaml import Document, flatten, leaves, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.modeling.keys import add_model_keys
 
@@ -197,8 +197,8 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
 
 
 def _merge(cfg: CfgNode, document: Document) -> None:
-    for key, value in flatten(document.content):
-        _set(cfg, key, value, document.place(key))
+    for path, value in leaves(document.content):
+        _set(cfg, ".".join(path), value, document.place(path))
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
@@ -296,5 +296,5 @@ def _check_key(cfg: CfgNode, key: str, place: str) -> None:
 
 def _elsewhere(cfg: CfgNode, name: str) -> list[str]:
     """Return the known key whose last part is ``name``, if there is exactly one."""
-    found = [key for key, _ in flatten(cfg) if key.rsplit(".", 1)[-1] == name]
+    found = [key for key in flatten(cfg) if key.rsplit(".", 1)[-1] == name]
     return found if len(found) == 1 else []

@@ -22,7 +22,7 @@ NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Parser(ArgumentParser):
-    """An ArgumentParser whose complaints are input errors: one line, as all others."""
+    """An ArgumentParser that raises InputError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")

@@ -1,4 +1,4 @@
-"""What every contrast shares: what it returns, and the base class that prepares its input."""
+"""The frame of every contrast: the base class, which prepares the input, and the output."""
 
 import functools
 from collections.abc import Callable
@@ -14,9 +14,9 @@ __all__ = ["Contrast", "ContrastOutput", "zero_with_graph"]
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out of ``function``: hand-made gradients in buffers of their own break under it.
+    """Run ``function`` uncompiled under torch.compile, which breaks gradients that autograd functions make in buffers.
 
-    `torch.compiler.disable` as a decorator would load the whole compiler with this module.
+    `torch.compiler.disable` as a decorator would import the whole compiler together with this module.
     """
 
     @functools.wraps(function)
@@ -33,7 +33,7 @@ class ContrastOutput(NamedTuple):
 
     Attributes:
         loss: 0-d float32 (float64 for a float64 module), with a graph to every parameter.
-        diagnostics: 0-d, detached figures by name; none where they were not asked for.
+        diagnostics: 0-d, detached figures by name; empty if they were not asked for.
     """
 
     loss: Tensor
@@ -41,15 +41,15 @@ class ContrastOutput(NamedTuple):
 
 
 class Contrast(nn.Module):
-    """Base of the contrasts. A contrast implements `contrast`; the base does everything around it.
+    """Base class of the contrasts. A contrast implements `contrast`; the base does everything around it.
 
-    It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), lays the labels over
-    the feature grid, brings the logits to it, draws from a private generator (the global random state is never
-    touched), and gives every parameter a gradient in every step, also where nothing was found to contrast. Inside a
-    model given to `torch.compile` it runs as it is, uncompiled.
+    It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), aligns the labels with
+    the feature grid, resizes the logits to it, draws from a generator of its own (the global random state is never
+    touched), and gives every parameter a gradient in every step, even where there is nothing to contrast. Inside a model
+    given to `torch.compile` it runs uncompiled.
 
     Attributes:
-        reaches_all: whether the loss of `contrast` has a graph to every parameter by itself, whatever was found.
+        reaches_all: whether the loss that `contrast` returns always has a graph to every parameter.
     """
 
     reaches_all = False
@@ -65,7 +65,7 @@ class Contrast(nn.Module):
         hidden_dim: int = 256,
         embedding_layers: int = 2,
     ) -> None:
-        """Make the shared part.
+        """Make what all contrasts share.
 
         Args:
             in_channels: C of the features.
@@ -105,8 +105,8 @@ class Contrast(nn.Module):
             features: (B, C, h, w), any float type.
             labels: (B, H, W) integer at image resolution; ``ignore_value`` and values outside the classes are unlabelled.
             logits: (B, K, h', w') class scores, or None.
-            seed: of everything drawn in this step.
-            describe: make the diagnostics; without them a step asks less of the device.
+            seed: of everything that is drawn in this step.
+            describe: make the diagnostics; without them a step launches fewer operators.
 
         Raises ValueError where the shapes do not fit together.
         """
@@ -126,7 +126,7 @@ class Contrast(nn.Module):
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Any]:
-        """Compute the loss (0-d), and whatever `describe` makes the diagnostics of.
+        """Compute the loss (0-d), and return it with what `describe` makes the diagnostics of.
 
         Args:
             features: (B, C, h, w) as the caller gave them (use `compute_dtype` for rows taken out of them).
@@ -137,7 +137,7 @@ class Contrast(nn.Module):
         raise NotImplementedError
 
     def describe(self, step: Any) -> dict[str, Tensor]:
-        """Make the diagnostics (0-d, detached, by name) of what `contrast` returned: by default, it is them."""
+        """Return the diagnostics (0-d, detached, by name). By default ``step``, from `contrast`, already is that dict."""
         return step
 
     @property
@@ -165,7 +165,7 @@ class Contrast(nn.Module):
 def zero_with_graph(module: nn.Module) -> Tensor:
     """Return 0 with a graph to every parameter of ``module``.
 
-    Sums of empty slices: unlike 0 x sum(parameters), they stay 0 whatever the parameters hold.
+    It sums empty slices: unlike 0 x sum(parameters), the result is 0 even where a parameter is not finite.
     """
     zeros = [parameter.flatten()[:0].sum() for parameter in module.parameters() if parameter.requires_grad]
     return torch.stack(zeros).sum() if zeros else torch.zeros(())

@@ -46,7 +46,7 @@ class ScaledContrast(Contrast):
         scales: Sequence[int] = (1, 2, 4, 8),
         **shared: Any,
     ) -> None:
-        """Make the part over scales.
+        """Make what the contrasts over scales share.
 
         Args:
             in_channels: C of the feature map, or of each of several, finest first.
@@ -92,7 +92,7 @@ class ScaledContrast(Contrast):
     def contrast_scales(
         self, scales: list[Scale], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss (0-d) over ``scales``, finest first and maybe none, and its diagnostics."""
+        """Compute the loss (0-d) over ``scales``, finest first, possibly none; return it with its diagnostics."""
         raise NotImplementedError
 
     def embed(self, rows: Tensor, scale: int) -> Tensor:
