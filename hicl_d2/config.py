@@ -22,17 +22,28 @@ def get_hicl_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of DeepLab and of this project added."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_hicl_config(cfg)
-    return cfg
-
-
-def add_hicl_config(cfg: CfgNode) -> None:
-    """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
     add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
+    return cfg
+
+
+def add_hicl_config(cfg: CfgNode) -> None:
+    """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
+
+    Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs.
+    """
+    _add_absent(cfg, get_hicl_cfg())
+
+
+def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_absent(cfg[key], value)
 
 
 def _add_training_keys(cfg: CfgNode) -> None:
@@ -77,7 +88,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # (two thirds of a window where none is given); no window: the image is predicted as a whole.
     cfg.TEST.WINDOW = []
     cfg.TEST.WINDOW_STRIDE = []
-    # Whether TEST.AUG (several sizes and flips) averages probabilities, or the model's scores as they are.
+    # Whether TEST.AUG (several sizes and flips) averages the softmax of the model's scores, or the scores as they are; those
+    # of Mask2Former are no logits and are never put through a softmax.
     cfg.TEST.AUG_SOFTMAX = True
     # Distance up to which pixels count as near a boundary, as a share of the diagonal; 0: boundaries are not scored.
     cfg.TEST.BOUNDARY_DISTANCE = 0.0
@@ -172,6 +184,11 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
+    if Path(file).suffix == ".py":
+        raise InputError(
+            f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
+            "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
+        )
     cfg = get_hicl_cfg()
     for document in read_chain(Path(file)):
         _merge(cfg, document)

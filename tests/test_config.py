@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.command.safe_yaml import flatten
+from hicl_d2.config import add_hicl_config, get_hicl_cfg, load_config
 from hicl_d2.contrast import HiCLBranch
+from hicl_d2.d2.config import CfgNode, get_cfg
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
 
@@ -115,3 +117,38 @@ def test_the_keys_of_the_branch_are_its_keywords_with_its_defaults():
         if keyword.kind is keyword.KEYWORD_ONLY and name != "ignore_value":
             default = keyword.default
             assert keys[name] == (list(default) if isinstance(default, tuple) else default), name
+
+
+def test_keys_that_a_config_has_are_left_as_they_are_and_absent_ones_are_added():
+    cfg = get_cfg()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BACKBONE_MULTIPLIER = "ADAMW", 0.1
+    cfg.MODEL.MASK_FORMER = CfgNode({"NUM_OBJECT_QUERIES": 7, "OF_ANOTHER": "project"})
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.5
+    cfg.TEST.AUG.MIN_SIZES = (1, 2)
+    before = dict(flatten(cfg))
+    add_hicl_config(cfg)
+    after = dict(flatten(cfg))
+    assert {key: after[key] for key in before} == before
+    ours = dict(flatten(get_hicl_cfg()))
+    assert {key: after[key] for key in after if key not in before} == {
+        key: ours[key] for key in ours if key not in before
+    }
+    again = cfg.clone()
+    add_hicl_config(again)
+    assert again == cfg
+
+
+def test_added_to_detectron2s_config_it_is_the_projects():
+    cfg = get_cfg()
+    add_hicl_config(cfg)
+    assert cfg == get_hicl_cfg()
+    cfg.MODEL.HICL.WINDOWS.append(32)
+    cfg.DATASETS.CUSTOM.own = CfgNode({"IMAGES": "a"})  # the section takes new keys
+    assert get_hicl_cfg().MODEL.HICL.WINDOWS == [1, 2, 4, 8, 16]
+
+
+def test_a_config_in_python_is_one_line_that_names_the_way(tmp_path):
+    path = write(tmp_path, "raise SystemExit('it was run')", "lazy.py")
+    with pytest.raises(InputError, match=r"lazy.py is Python.*LazyConfig attaches Hi-CL.*read YAML") as error:
+        load_config(path)
+    assert "\n" not in str(error.value)

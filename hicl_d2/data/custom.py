@@ -50,6 +50,7 @@ KEYS = {
     "UNLABELLED": "unlabelled",
 }
 _ours: set[str] = set()
+_of_configs: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,16 @@ def register_custom(cfg: CfgNode) -> None:
             raise InputError(f"{place} lacks {listing(missing)}")
         arguments: dict[str, Any] = {KEYS[key]: value for key, value in block.items()}
         register_semantic_dataset(name, **arguments)
+        _of_configs.add(name)
+
+
+def forget_custom() -> None:
+    """Take the data sets that configs registered out of the catalogues, so that the next config knows its own alone."""
+    for name in _of_configs & _ours:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    _ours.difference_update(_of_configs)
+    _of_configs.clear()
 
 
 def _check_extras(

@@ -1,6 +1,6 @@
-"""Whether a config names a model that can be built: names first, then what must fit together.
+"""Checks of a model's config before the model is built: registered names first, then settings that must fit together.
 
-Called before anything is built, so that a slip is one line and not a failure inside a constructor.
+A mistake is then one line that names the key, not an error inside a constructor.
 """
 
 from math import log2
@@ -30,9 +30,9 @@ DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbo
 def check_model_config(cfg: CfgNode) -> None:
     """Raise InputError if the model of ``cfg`` cannot be built.
 
-    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the
-    settings of dilated ResNets, and for ResNet and FPN backbones that the head's features exist and suit it.
-    Other backbones say what they give out once they are built: the project's heads check it then.
+    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the settings of each
+    model that has a check of its own, and, where the backbone's strides are known from the config, that the head's
+    features exist and fit it. The features of other backbones are checked by the project's heads when they are built.
     """
     import hicl_d2.modeling.models  # noqa: F401 - the names that are checked
 
@@ -71,9 +71,9 @@ def check_model_config(cfg: CfgNode) -> None:
 
 
 def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
-    """Return the stride of each feature that the backbone gives out, or None if only building it would tell.
+    """Return the stride of each feature that the backbone outputs, or None if they are known only once it is built.
 
-    Raises InputError if it is asked for features that it does not have.
+    Raises InputError if the config names features that the backbone does not have.
     """
     name, settings = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if name in DILATED_RESNETS:

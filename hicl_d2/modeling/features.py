@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hicl_d2.contrast.taps import Tap, reading, run_blank
+from hicl_d2.modeling.predictions import class_logits, is_of_queries
 
 
 def blank_batch(size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def list_places(model: nn.Module, size: tuple[int, int]) -> list[Place]:
             handle.remove()
     places: dict[int, Place] = {}
     for key in sorted(dict.fromkeys(order), key=lambda key: (order.index(key), key[0].count("."))):
-        place = _place(model, taps[key], size)
+        place = _place(taps[key], size)
         # The outermost module comes last: it is left when the modules in it are.
         if place is not None and not (place.is_made_of_predictions and id(taps[key].value) in places):
             places[id(taps[key].value)] = place
@@ -60,11 +61,9 @@ def _is_shown(name: str) -> bool:
     return len(parts) <= 2 if parts[0] == "backbone" else len(parts) <= 4
 
 
-def _place(model: nn.Module, tap: Tap, size: tuple[int, int]) -> Place | None:
-    value, made = tap.value, False
-    convert: Any = getattr(model, "semantic_logits", None)
-    if convert is not None and isinstance(value, dict) and "pred_logits" in value:
-        value, made = convert(value), True
+def _place(tap: Tap, size: tuple[int, int]) -> Place | None:
+    made = is_of_queries(tap.value)
+    value = class_logits(tap.value)
     if not isinstance(value, Tensor) or value.dim() != 4 or len(value) != 1 or 1 in value.shape[-2:]:
         return None
     stride = round(size[0] / value.shape[-2])

@@ -21,6 +21,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.d2.utils import get_event_storage
 from hicl_d2.modeling.features import blank_batch
+from hicl_d2.modeling.predictions import class_logits
 from hicl_d2.modeling.settings import blank_size
 
 # Keys of MODEL.HICL that say where and when the branch works; all others are settings of the contrast, in lower case.
@@ -144,7 +145,7 @@ class LossHooks:
             branch,
             seen.features,
             _pad_to(labels, cast(Tensor, seen.images), branch.ignore_value) if weight else None,
-            class_logits(model, seen.logits) if weight else None,
+            branch_logits(model, seen.logits) if weight else None,
             weight,
             step_seed(iteration or 0, attachment.seed),
             describe=is_logged,
@@ -158,18 +159,12 @@ def _branch(model: nn.Module) -> Contrast:
     return cast(Contrast, model.hicl)
 
 
-def class_logits(model: nn.Module, found: Any) -> Tensor | None:
+def branch_logits(model: nn.Module, found: Any) -> Tensor | None:
     """Return class logits (B, K, h, w) of what the module that LOGITS names gave, None if none is named.
 
-    Where the module gives something else (predictions of queries, say), the model's own ``semantic_logits`` makes
-    logits of it, without a second forward.
+    Of predictions of queries logits are made, without a second forward.
     """
-    convert = getattr(model, "semantic_logits", None)
-    if found is not None and convert is not None and not isinstance(found, Tensor):
-        found = convert(found)
-    if found is None:
-        return None
-    return _branch(model).attachment.taps["logits"].as_map(found)
+    return None if found is None else _branch(model).attachment.taps["logits"].as_map(class_logits(found))
 
 
 def _iteration() -> int | None:

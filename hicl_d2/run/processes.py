@@ -38,10 +38,10 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
     Raises InputError with the message of the process that failed first, Interrupted if they were asked to
     stop.
     """
+    check(args, device)
     if under_torchrun():
         _run_under_torchrun(main, args, device, arguments)
         return
-    _check_processes(args, device)
     if args.num_gpus * args.num_machines == 1:
         main(*arguments)
         return
@@ -64,7 +64,10 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             raise _failure(Path(records), error) from None
 
 
-def _check_processes(args: Namespace, device: str) -> None:
+def check(args: Namespace, device: str) -> None:
+    """Raise InputError if ``args`` asks for more GPUs than there are, or for machines that do not fit together."""
+    if under_torchrun():
+        return
     found = torch.cuda.device_count() if device != "cpu" else args.num_gpus
     if args.num_gpus > found:
         raise InputError(f"--num-gpus {args.num_gpus} asks for more GPUs than this machine has ({found})")

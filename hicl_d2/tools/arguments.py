@@ -17,12 +17,23 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("--config-file", required=True, metavar="FILE", help="config file (configs/...)")
+    flag("--config-file", metavar="FILE", help="config file (configs/...)")
     flag(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
     )
     flag(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
+    )
+    flag(
+        "--check",
+        action="store_true",
+        help="check all that a start checks, say in one line how it would start, and end",
+    )
+    flag(
+        "--check-each",
+        metavar="FILE",
+        help="the same for many starts: FILE (- is standard input) holds the arguments of one in each line, as a JSON list; "
+        "each is answered by a line of JSON; exit status 2 if one cannot start",
     )
     flag(
         "--list-features",
@@ -54,6 +65,8 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         if word.startswith("--"):
             hint = nearest(word, parser._option_string_actions)
             raise InputError(f"unknown option {word}{hint}; see --help")
+    if not args.config_file and not args.check_each:
+        parser.error("the following arguments are required: --config-file")
     args.opts = rest
     return args
 

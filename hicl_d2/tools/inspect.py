@@ -24,7 +24,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.evaluation import predicted_classes
-from hicl_d2.modeling.hicl import class_logits
+from hicl_d2.modeling.hicl import branch_logits
 from hicl_d2.run.logs import run_log
 from hicl_d2.tools.predict import class_names, load_model
 from hicl_d2.visualization.components import (
@@ -113,7 +113,7 @@ def inspect(
     labels = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height), value=branch.ignore_value)
     size = (features.shape[2], features.shape[3])
     grid = align_labels(labels[None].to(features.device), size, branch.num_classes, branch.ignore_value)
-    logits = class_logits(model, seen.logits)
+    logits = branch_logits(model, seen.logits)
     scores = None if logits is None else ClassScores(resize_logits(logits, size))
     levels = _levels(grid, branch, scores)
     picture = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image

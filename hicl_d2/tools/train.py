@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,6 @@ from hicl_d2.command.console import console
 from hicl_d2.command.errors import one_line
 from hicl_d2.command.files import occupied, read_json, remove_unfinished, write_json, write_text
 from hicl_d2.command.layout import RESULT
-from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
@@ -26,9 +24,9 @@ from hicl_d2.evaluation.metrics import flat
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
 from hicl_d2.run.manifest import changes_on_resume, config_hash, read_manifest, write_manifest
-from hicl_d2.run.setup import check_before_start, configure_torch, resolve, resolve_device
+from hicl_d2.run.setup import configure_torch, resolve, resolve_device
+from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
-from hicl_d2.weights import DOWNLOAD
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +36,7 @@ EVALUATION = "evaluation.json"
 def main(args: Namespace) -> None:
     """Train or evaluate what ``args`` (of :func:`hicl_d2.tools.arguments.train_arguments`) asks for."""
     processes.silence_all_but_the_first()
-    cfg = load_config(args.config_file, args.opts)
-    if args.download:
-        os.environ[DOWNLOAD] = "1"  # the other processes inherit it
-    if processes.is_restarted():
-        args.resume = True
-    state = check_before_start(cfg, args)
+    cfg, state = checked_config(args)
     if state == "finished":
         _show_finished(cfg)
         return

@@ -20,6 +20,13 @@ def main() -> None:
 
         features.main(args)
         return
+    if args.check or args.check_each:
+        from hicl_d2.tools import start
+
+        if args.check_each:
+            sys.exit(0 if start.show_each(args.check_each) else 2)
+        start.show(args)
+        return
     from hicl_d2.tools import train
 
     train.main(args)

@@ -19,8 +19,8 @@ PROBE_SIDE = 64
 class TransformersBackbone(Backbone):
     """A backbone of transformers; its features have transformers' names ("stage1", ...), its parameters ``model.*``.
 
-    Channels and strides are those seen on a small image. Parameters that no feature depends on are frozen, so that
-    DistributedDataParallel does not wait for them.
+    Channels and strides are measured on a small image. Parameters that no feature depends on are frozen:
+    DistributedDataParallel would wait for their gradients.
     """
 
     def __init__(self, model: nn.Module, names: list[str], patch: int = 1) -> None:
@@ -43,7 +43,7 @@ class TransformersBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Return what the height and width of the images must be a multiple of: the coarsest stride."""
+        """Return the coarsest stride, of which height and width of the images must be multiples."""
         return max(self._out_feature_strides.values())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class TransformersBackbone(Backbone):
 
 
 class MixTransformer(nn.Module):
-    """The encoder of SegFormer (Xie et al. 2021), giving out its four stages by name."""
+    """The encoder of SegFormer (Xie et al. 2021), that outputs its four stages by name."""
 
     def __init__(self, encoder: nn.Module, feature_names: list[str]) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def build_transformers_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Transfo
 def load_folder(folder: Path) -> dict[str, Tensor]:
     """Return the weights in a Hugging Face folder under the names that they have in a `TransformersBackbone`.
 
-    Files of older versions of transformers, and of classifiers, are read as transformers reads them.
+    Transformers reads the files, so those of its older versions and of classifiers load too.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
@@ -109,7 +109,7 @@ def load_folder(folder: Path) -> dict[str, Tensor]:
         backbone: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         model, report = backbone.from_pretrained(str(folder), config=config, **options)
         prefix = "model."
-    # What the files lack transformers has drawn at random.
+    # Parameters that the files lack were initialised at random by transformers: they are no weights to load.
     missing = set(report["missing_keys"])
     return {f"{prefix}{name}": value for name, value in model.state_dict().items() if name not in missing}
 

@@ -1,4 +1,4 @@
-"""Whether the settings of Mask2Former are offered here, and suit each other and the backbone."""
+"""Checks of Mask2Former's settings: supported here, and fitting each other and the backbone."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.modeling.settings import base_architecture, check_features
 
 MASK_FORMERS = ("MaskFormer", "HiCLMaskFormer")
-# Names in MODEL that the original Mask2Former knows more of.
+# Keys below MODEL of which the original Mask2Former supports more values.
 ONLY_OFFERED = {
     "SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
     "MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
@@ -20,7 +20,7 @@ ONLY_OFFERED = {
 
 
 def check_mask_former(cfg: CfgNode) -> None:
-    """Raise InputError for settings of Mask2Former that its original offers and this project does not."""
+    """Raise InputError for settings that the original Mask2Former supports and this project does not."""
     if cfg.MODEL.SEM_SEG_HEAD.NAME != "MaskFormerHead":
         raise InputError(
             f"MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}; {base_architecture(cfg)} needs MaskFormerHead"
@@ -40,7 +40,7 @@ def check_mask_former(cfg: CfgNode) -> None:
 
 
 def check_mask_former_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
-    """Raise InputError if Mask2Former's head does not suit features of ``strides``, or its widths not each other."""
+    """Raise InputError if the head does not fit features of ``strides`` (name to stride), or its widths each other."""
     head, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, strides)
     ordered = sorted(head.IN_FEATURES, key=lambda name: strides[name])
