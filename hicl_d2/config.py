@@ -19,6 +19,16 @@ from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.model_keys import add_model_keys
 
 BASE_KEY = "_BASE_"
+# A key as its parts: the names of data sets may hold dots.
+KeyPath = tuple[str, ...]
+# The section whose blocks carry names of the user's own.
+CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
+# Lists of names whose defaults are empty.
+TEXT_LISTS = {
+    ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
+}
+# What YAML calls keys that are text, and its key for merging a section in.
+TEXT_KEYS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"}
 
 
 def get_hicl_cfg() -> CfgNode:
@@ -166,7 +176,12 @@ def _add_branch_keys(cfg: CfgNode) -> None:
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader; a tag that would run code is refused with the tag and its line."""
+    """YAML's safe loader; a tag that would run code is refused with the tag and its line, and a date stays text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
@@ -220,7 +235,7 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, int]]]:
+def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[KeyPath, int]]]:
     """Yield ``path`` and the files that it is based on, each with its content and the line of every key."""
     seen: list[Path] = []
     while True:
@@ -234,12 +249,12 @@ def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, int]]]:
             return
         if not isinstance(base, str):
             raise InputError(
-                f"{path}:{lines[BASE_KEY]}: {BASE_KEY} must be the path of one config file, not {base!r}"
+                f"{path}:{lines[BASE_KEY,]}: {BASE_KEY} must be the path of one config file, not {base!r}"
             )
         path = path.parent / Path(base).expanduser()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -250,6 +265,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         loader = _SafeLoader(text)
         loader.name = str(path)
         root = loader.get_single_node()
+        lines = dict(_key_lines(root, path)) if root is not None else {}
         content = loader.construct_document(root) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -260,52 +276,83 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise InputError(
             f"{path}: a config file holds keys and values, but this one is a {type(content).__name__}"
         )
-    return content, dict(_key_lines(root)) if root is not None else {}
+    return content, lines
 
 
-def _key_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            yield name, key.start_mark.line + 1
-            yield from _key_lines(value, f"{name}.")
+def _key_lines(node: yaml.Node, path: Path, above: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    """Yield every key with its line. Raises InputError for one that stands twice, and for one that is not text."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = key.value if isinstance(key, yaml.ScalarNode) else "[...]", key.start_mark.line + 1
+        key_path = (*above, name)
+        if name in lines:
+            raise InputError(
+                f"{path}:{line}: {'.'.join(key_path)} stands here and in line {lines[name]}; put both into one"
+            )
+        lines[name] = line
+        if key.tag not in TEXT_KEYS and not is_free(above, 2):
+            kind = key.tag.rsplit(":", 1)[-1]
+            raise InputError(f"{path}:{line}: YAML reads the key {name} as {kind}, not as text; quote it")
+        yield key_path, line
+        yield from _key_lines(value, path, key_path)
 
 
-def _merge(cfg: CfgNode, content: dict[str, Any], lines: dict[str, int], path: Path) -> None:
-    for key, value in _leaves(content):
-        place = f"{path}:{lines.get(key, 1)}"
-        _set(cfg, key, value, place)
+def is_free(path: KeyPath, depth: int = 1) -> bool:
+    """Return whether ``path`` lies ``depth`` levels or more below DATASETS.CUSTOM, where keys are the user's own."""
+    return path[:2] == CUSTOM and len(path) >= 2 + depth
 
 
-def _leaves(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _merge(cfg: CfgNode, content: dict[str, Any], lines: dict[KeyPath, int], path: Path) -> None:
+    for key_path, value in _leaves(content):
+        _set(cfg, key_path, value, f"{path}:{lines.get(key_path, 1)}")
+
+
+def _leaves(content: dict[Any, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{name}.")
+        if isinstance(value, dict) and value and not is_free(above, 1):
+            yield from _leaves(value, (*above, str(key)))
         else:
-            yield name, value
+            yield (*above, str(key)), value
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise InputError(f"overrides are pairs of KEY VALUE, but {opts[-1]!r} has no partner")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _set(cfg, key, value, "command line")
+        _set(cfg, _split(cfg, key), value, "command line")
 
 
-def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
-    """Set one key through yacs, which decodes the value and checks its type; a whole number will do for a float."""
-    _check_key(cfg, key, place)
-    if isinstance(value, dict):  # an empty section changes nothing
+def _split(cfg: CfgNode, key: str) -> KeyPath:
+    """Split a key at its dots, except those in the name of a data set below DATASETS.CUSTOM."""
+    parts = tuple(key.split("."))
+    if not is_free(parts):
+        return parts
+    rest = ".".join(parts[2:])
+    for name in sorted(cfg.DATASETS.CUSTOM, key=len, reverse=True):
+        if rest.startswith(f"{name}."):
+            return (*CUSTOM, name, rest.removeprefix(f"{name}."))
+    return (*CUSTOM, *(part for part in rest.rpartition(".")[::2] if part))
+
+
+def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
+    """Set one key: decode the value as yacs does and check its kind; a whole number will do for a float."""
+    _check_key(cfg, path, place)
+    key = ".".join(path)
+    if isinstance(value, dict) and not is_free(path, 2):  # an empty section changes nothing
         return
-    if not isinstance(value, (*_VALID_TYPES, type(None))):
-        value = str(value)  # a YAML date, say: yacs knows numbers, strings, lists and tuples
-    if not _has(cfg, key):
-        _add(cfg, key, CfgNode._decode_cfg_value(value))
+    if not isinstance(value, (*_VALID_TYPES, type(None), dict)):
+        value = str(value)  # yacs knows numbers, strings, lists and tuples
+    if is_free(path) or not _has(cfg, path):
+        _add(cfg, path, _decoded(value) if is_free(path) else CfgNode._decode_cfg_value(value))
         return
-    before = _get(cfg, key)
+    before = _get(cfg, path)
     if isinstance(before, CfgNode):
         raise InputError(f"{place}: {key} is a section; set one of its keys ({listing(before)})")
+    if isinstance(before, str):
+        _get(cfg, path[:-1])[path[-1]] = _text(path, value, place)
+        return
     try:
         decoded = CfgNode._decode_cfg_value(value)
         if isinstance(before, float) and type(decoded) is int:
@@ -313,14 +360,34 @@ def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
         cfg.merge_from_list([key, decoded])
     except (ValueError, AssertionError, KeyError):
         raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
-    kind = _kind_of_elements(key)
+    kind = _kind_of_elements(path)
     if kind is not None and not all(isinstance(element, kind) for element in decoded or ()):
-        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}")
+        hint = "; quote each of them" if kind == (str,) else ""
+        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}{hint}")
 
 
-def _kind_of_elements(key: str) -> tuple[type, ...] | None:
+def _decoded(value: Any) -> Any:
+    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is."""
+    decoded = CfgNode._decode_cfg_value(value)
+    return value if isinstance(value, str) and not isinstance(decoded, list | tuple | dict | str) else decoded
+
+
+def _text(path: KeyPath, value: Any, place: str) -> str | None:
+    """Return ``value`` as the text that it is, also where it looks like a number."""
+    decoded = CfgNode._decode_cfg_value(value)
+    if decoded is None and path[-1].endswith("NORM"):  # what Detectron2 takes for "no norm"
+        return None
+    if isinstance(value, str):
+        return decoded if isinstance(decoded, str) else value
+    hint = "" if isinstance(value, list | tuple) else "; quote it, or YAML does not read it as text"
+    raise InputError(f"{place}: {'.'.join(path)} must be a str, not {value!r}{hint}")
+
+
+def _kind_of_elements(path: KeyPath) -> tuple[type, ...] | None:
     """Return what the elements of a list key may be: as those of its default; None where that does not say."""
-    default = _get(_defaults(), key)
+    if path in TEXT_LISTS:
+        return (str,)
+    default = _get(_defaults(), path)
     kinds = {type(element) for element in default} if isinstance(default, list | tuple) else set()
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind not in (int, float, str):
@@ -333,45 +400,45 @@ def _defaults() -> CfgNode:
     return get_hicl_cfg()
 
 
-def _has(cfg: CfgNode, key: str) -> bool:
+def _has(cfg: CfgNode, path: KeyPath) -> bool:
     node: Any = cfg
-    for part in key.split("."):
+    for part in path:
         if not isinstance(node, CfgNode) or part not in node:
             return False
         node = node[part]
     return True
 
 
-def _add(cfg: CfgNode, key: str, value: Any) -> None:
+def _add(cfg: CfgNode, path: KeyPath, value: Any) -> None:
     """Add a key below a section that takes new ones."""
-    *sections, last = key.split(".")
+    *sections, last = path
     node = cfg
     for part in sections:
-        if part not in node:
+        if not isinstance(node.get(part), CfgNode):
             node[part] = CfgNode(new_allowed=True)
         node = node[part]
     node[last] = value
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
+def _get(cfg: CfgNode, path: KeyPath) -> Any:
     node: Any = cfg
-    for part in key.split("."):
+    for part in path:
         node = node.get(part) if isinstance(node, CfgNode) else None
     return node
 
 
-def _check_key(cfg: CfgNode, key: str, place: str) -> None:
+def _check_key(cfg: CfgNode, path: KeyPath, place: str) -> None:
     node: Any = cfg
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
+    key = ".".join(path)
+    for depth, part in enumerate(path):
         if not isinstance(node, CfgNode):
-            raise InputError(f"{place}: {key}: {'.'.join(parts[:depth])} holds a value, not a section")
+            raise InputError(f"{place}: {key}: {'.'.join(path[:depth])} holds a value, not a section")
         if part not in node:
             if node.is_new_allowed():
                 return
             near = difflib.get_close_matches(part, list(node), n=1) or _elsewhere(cfg, part)
             hint = (
-                f"; did you mean {'.'.join([*parts[:depth], near[0]]) if near[0] in node else near[0]}?"
+                f"; did you mean {'.'.join([*path[:depth], near[0]]) if near[0] in node else near[0]}?"
                 if near
                 else ""
             )
@@ -381,5 +448,5 @@ def _check_key(cfg: CfgNode, key: str, place: str) -> None:
 
 def _elsewhere(cfg: CfgNode, name: str) -> list[str]:
     """Return the known key whose last part is ``name``, if there is exactly one."""
-    found = [key for key, _ in _leaves(cfg) if key.rsplit(".", 1)[-1] == name]
+    found = [".".join(path) for path, _ in _leaves(cfg) if path[-1] == name]
     return found if len(found) == 1 else []

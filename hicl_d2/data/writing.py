@@ -10,11 +10,16 @@ from hicl_d2.command.errors import InputError
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
-    """Write a label map (H, W), uint8 or uint16, as PNG that takes the place of ``path`` once it is complete."""
+    """Write a label map (H, W), uint8 or uint16, as PNG that takes the place of ``path`` once it is complete.
+
+    A link at ``path`` is replaced, not followed.
+    """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished.unlink(missing_ok=True)
     try:
-        Image.fromarray(labels).save(unfinished, format="PNG", compress_level=4)
+        with open(unfinished, "xb") as stream:  # "x" opens no file and no link that is there
+            Image.fromarray(labels).save(stream, format="PNG", compress_level=4)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
