@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hicl_d2.command.address import check_address, is_address
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.command.files import check_writable
 from hicl_d2.d2.config import CfgNode
@@ -21,7 +22,6 @@ from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.modeling import check_model_config, check_test_sizes
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
-from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
+    elif weights and not is_address(weights) and not Path(weights.partition("?")[0]).expanduser().exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
     elif args.eval_only and not weights:
         raise InputError(

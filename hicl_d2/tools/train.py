@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.address import DOWNLOAD
 from hicl_d2.command.console import console
 from hicl_d2.command.files import atomic_open, occupied, read_json, remove_unfinished, write_json
 from hicl_d2.config import load_config
@@ -24,7 +25,6 @@ from hicl_d2.run.logs import RunLog, run_log
 from hicl_d2.run.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
 from hicl_d2.run.setup import check_before_start, configure_torch, resolve, resolve_device
 from hicl_d2.visualization import draw_pictures
-from hicl_d2.weights import DOWNLOAD
 
 logger = logging.getLogger(__name__)
 

@@ -102,7 +102,7 @@ EVIL: dict[str, tuple[Any, str]] = {
     "an import": (_Calls(__import__, "antigravity"), r"__import__"),
     "attributes": (_Calls(getattr, "a", "upper"), r"getattr"),
     "a file": (_Calls(open, "ran", "w"), r"(io|builtins|_io)\.open"),
-    "a class of ours": (InputError("a"), r"hicl_d2\.errors\.InputError"),
+    "a class of ours": (InputError("a"), r"hicl_d2\.command\.errors\.InputError"),
     "a module": (nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
     "numpy's loader": (_Calls(np.load, "ran"), r"numpy\.load"),
     "torch's loader": (_Calls(torch.load, "ran"), r"torch\.serialization\.load"),
