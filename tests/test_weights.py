@@ -129,10 +129,7 @@ def test_the_configs_name_the_checksums_that_are_published() -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_numpy_s_numbers_and_arrays_are_read_in_torch_s_files(
-    protocol: int, zipped: bool, tmp_path: Path
-) -> None:
+def test_numpy_s_numbers_and_arrays_are_read_in_torch_s_files(zipped: bool, tmp_path: Path) -> None:
     codes = [code for code in np.typecodes["All"] if code not in "OVMm"]
     content = {
         "numbers": [np.ones(1, code)[0] for code in codes],
@@ -156,7 +153,6 @@ def test_numpy_s_numbers_and_arrays_are_read_in_torch_s_files(
             np.testing.assert_array_equal(found, wanted)
     for name in ("other order", "columns", "empty", "time", "fields", "objects"):
         np.testing.assert_array_equal(read[name], content[name])
-        assert read[name].dtype == content[name].dtype
 
 
 class _Calls:
