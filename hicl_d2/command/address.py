@@ -23,6 +23,11 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
+def local_file(path: str) -> Path:
+    """Return the file or folder of a local path of weights, without what follows a ``?``."""
+    return Path(path.partition("?")[0]).expanduser()
+
+
 def check_address(path: str) -> None:
     """Raise InputError if ``path`` is a URL that is not to be fetched.
 

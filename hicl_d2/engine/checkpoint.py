@@ -6,6 +6,7 @@ points to the best one. A run goes on from the newest checkpoint that is whole; 
 """
 
 import logging
+import os
 import pickle
 import re
 from contextlib import AbstractContextManager
@@ -170,7 +171,7 @@ class Checkpoints(DetectionCheckpointer):
         too) for a file that cannot be read.
         """
         try:
-            path, self._key = _split_key(path)
+            path, self._key = _split_key(os.path.expanduser(path or ""))
             return super().load(self._fetched(path) if path else path, checkpointables)
         except BaseException:
             self._parsed_url_during_load = None  # Detectron2 would refuse to load another file after this one
@@ -268,6 +269,7 @@ class Checkpoints(DetectionCheckpointer):
         With ``whole``, all of the model must be in the file, as an evaluation needs; otherwise a part is
         enough. Raises InputError that counts what was missing, left over and of another shape.
         """
+        path = os.path.expanduser(path)
         if path and Path(path).is_dir():  # a Hugging Face folder, which no checkpointer takes for a file
             self._load_model(self._load_file(path))
         else:
@@ -350,7 +352,7 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
 
 def _split_key(path: str) -> tuple[str, str]:
     """Return ``path`` without its ``key=``, and that key."""
-    found = KEY.search(path or "")
+    found = KEY.search(path)
     if found is None:
         return path, ""
     before, after = path[: found.start()], path[found.end() :]
