@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hicl_d2.contrast.frame import Contrast, step_seed, zero_with_graph
-from hicl_d2.contrast.host import on_host
+from hicl_d2.contrast.fused.host import on_host
 from hicl_d2.contrast.schedule import ramp
 from hicl_d2.contrast.taps import Tap, find_module
 

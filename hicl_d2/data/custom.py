@@ -19,12 +19,14 @@ import numpy as np
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.data.coco import draw_coco, read_coco
 from hicl_d2.data.datasets.folders import folder_records, read_list
 from hicl_d2.data.datasets.registry import Records, data_root, register_semantic
-from hicl_d2.data.formats import KINDS, Colour, ColourMap, coco_numbers, draw_coco, read_coco
+from hicl_d2.data.formats import KINDS, Colour, ColourMap
 from hicl_d2.data.label_maps import LabelReader, check_has_numbers, form_of, stored_ignore, value_table
-from hicl_d2.data.prepare.plan import Item, Plan, carry_out
-from hicl_d2.reading import IMAGE_SUFFIXES, LABEL_SUFFIXES
+from hicl_d2.data.names import checked_name, checked_values, digest, file_stem
+from hicl_d2.data.prepare.plan import Item, Plan, carry_out, stamp_of
+from hicl_d2.reading import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size
 from hicl_d2.visualization.colours import palette
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ KEYS = {
     "LIST": "list_file",
     "UNLABELLED": "unlabelled",
 }
+# Names that were registered here, and those of them that a config registered.
 _ours: set[str] = set()
 _of_configs: set[str] = set()
 
@@ -118,60 +121,85 @@ def register_semantic_dataset(
     Raises InputError for classes that are missing or named twice, an unknown format, colours or values that do not match
     the classes, and a name that another data set has.
     """
-    names = tuple(str(c) for c in classes)
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"the data set {name!r}: classes must be named, and each once, not {list(names)}")
-    if label_format not in ("auto", *KINDS):
-        raise InputError(
-            f"the data set {name!r}: label_format is {label_format!r}; it is auto, {', '.join(KINDS)}"
-        )
-    if colours and len(colours) != len(names):
-        raise InputError(f"the data set {name!r} has {len(names)} classes and {len(colours)} colours")
-    if background and background not in names:
-        raise InputError(
-            f"the data set {name!r}: the background {background!r} is no class{nearest(background, names)}"
-        )
+    values = {argument: value for argument, value in locals().items() if argument != "name"}
+    name = checked_name(name, "the name of a data set")
+    source = _source(name, **checked_values(values, lambda argument: f"the data set {name!r}: {argument}"))
     if name in DatasetCatalog:
         if name not in _ours:
             raise InputError(f"a data set {name!r} is known already; choose another name")
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+    register_semantic(
+        name,
+        partial(_load, source),
+        classes=source.classes,
+        colours=source.colours or palette(len(source.classes)),
+        ignore_label=source.ignore,
+        expected=f"images in {source.images} and masks in {source.labels}",
+    )
+    _ours.add(name)
+
+
+def _source(
+    name: str,
+    *,
+    image_dir: str,
+    label_dir: str,
+    classes: tuple[str, ...],
+    ignore: int,
+    colours: tuple[Colour, ...],
+    ignored_colours: tuple[Colour, ...],
+    label_format: str,
+    image_ending: str,
+    label_ending: str,
+    background: str,
+    cache_dir: str,
+    label_values: Any,
+    list_file: str,
+    unlabelled: str,
+) -> _Source:
+    """Return what the arguments of `register_semantic_dataset`, each of its kind, say together."""
+    if label_format not in ("auto", *KINDS):
+        raise InputError(
+            f"the data set {name!r}: label_format is {label_format!r}; it is auto, {', '.join(KINDS)}"
+        )
+    if colours and len(colours) != len(classes):
+        raise InputError(f"the data set {name!r} has {len(classes)} classes and {len(colours)} colours")
+    if background and background not in classes:
+        raise InputError(
+            f"the data set {name!r}: the background {background!r} is no class{nearest(background, classes)}"
+        )
     root = data_root()
     labels = root / Path(label_dir).expanduser()
-    form = "coco" if label_format == "auto" and labels.suffix == ".json" else label_format
-    values = value_table(name, label_values, names, ignore)
+    form = "coco" if label_format == "auto" and labels.suffix.lower() == ".json" else label_format
+    values = value_table(name, label_values, classes, ignore)
     has_values = bool(len(label_values))
-    _check_extras(name, form, has_values, str(list_file), unlabelled, names)
+    _check_extras(name, form, has_values, list_file, unlabelled, classes)
     if has_values and form == "auto":
         form = "index"
-    ignore = stored_ignore(name, ignore, len(names))
-    source = _Source(
+    ignore = stored_ignore(name, ignore, len(classes))
+    beside = f"{labels.name}.classes"  # the whole name: v1.0 and v1.1 are two folders
+    if cache_dir:
+        cache = root / Path(cache_dir).expanduser() / f"{beside}.{digest(os.path.abspath(labels))}"
+    else:
+        cache = labels.with_name(beside)
+    return _Source(
         name,
         root / Path(image_dir).expanduser(),
         labels,
-        names,
+        classes,
         ignore,
-        tuple(map(tuple, colours)),  # type: ignore[arg-type]
-        tuple(map(tuple, ignored_colours)),  # type: ignore[arg-type]
+        colours,
+        ignored_colours,
         form,
         image_ending,
         label_ending,
-        names.index(background) if background else ignore,
-        root / Path(cache_dir).expanduser() if cache_dir else labels.with_name(f"{labels.stem}.classes"),
+        classes.index(background) if background else ignore,
+        cache,
         tuple(values.items()),
         root / Path(list_file).expanduser() if list_file else None,
         unlabelled,
     )
-    shown = list(colours) or palette(len(names))
-    register_semantic(
-        name,
-        partial(_load, source),
-        classes=names,
-        colours=[(int(c[0]), int(c[1]), int(c[2])) for c in shown],
-        ignore_label=ignore,
-        expected=f"images in {source.images} and masks in {source.labels}",
-    )
-    _ours.add(name)
 
 
 def register_custom(cfg: CfgNode) -> None:
@@ -187,7 +215,8 @@ def register_custom(cfg: CfgNode) -> None:
         if missing:
             raise InputError(f"{place} lacks {listing(missing)}")
         arguments: dict[str, Any] = {KEYS[key]: value for key, value in block.items()}
-        register_semantic_dataset(name, **arguments)
+        spelled = {argument: f"{place}.{key}" for key, argument in KEYS.items()}
+        register_semantic_dataset(name, **checked_values(arguments, spelled.__getitem__))
         _of_configs.add(name)
 
 
@@ -261,11 +290,8 @@ def _load(source: _Source) -> Records:
     result, items = [], []
     for record, form in zip(records, forms, strict=True):
         if form is not None:
-            path, image = (
-                Path(record.get("sem_seg_file_name") or record["file_name"]),
-                Path(record["file_name"]),
-            )
-            item = Item(path, cache / f"{record['image_id']}.png", image, form)
+            image = Path(record["file_name"])
+            item = _item(source, cache, image, Path(record.get("sem_seg_file_name") or image), form)
             items.append(item)
             record = {**record, "sem_seg_file_name": str(item.target)}
         result.append(record)
@@ -284,40 +310,41 @@ def _form(source: _Source, record: dict[str, Any]) -> tuple[str, int] | None:
     return None if form == "index" and not source.values else (form, 0)
 
 
+def _item(source: _Source, cache: Path, image: Path, labels: Path, content: Any = None) -> Item:
+    """Return the conversion of ``labels`` into a file of ``cache`` that we name: no name of the data set leads out of it."""
+    own = digest(os.path.relpath(image, source.images))
+    return Item(labels, cache / f"{file_stem(image.stem)}.{own}.png", image, content, stamp=stamp_of(labels))
+
+
 def _load_coco(source: _Source) -> Records:
-    content = read_coco(source.labels)
-    numbers = coco_numbers(content, source.classes, source.labels)
     _byte(source)
-    cache = _cache(source, [source.classes, source.background, source.ignore])
-    by_image: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in by_image:
-            raise InputError(
-                f"{source.labels}: an annotation names image {annotation['image_id']}, which is not there"
-            )
-        if annotation["category_id"] in numbers and annotation.get("segmentation"):
-            by_image[annotation["image_id"]].append(
-                (numbers[annotation["category_id"]], annotation["segmentation"])
-            )
-    records, items = [], []
-    for image in sorted(content["images"], key=lambda entry: str(entry["file_name"])):
-        path = source.images / image["file_name"]
-        stem = os.path.splitext(image["file_name"])[0]
-        target = cache / f"{stem}.png"
-        size = int(image["height"]), int(image["width"])
-        items.append(Item(source.labels, target, path, (size, by_image[image["id"]])))
-        records.append({"file_name": str(path), "sem_seg_file_name": str(target), "image_id": stem})
-    missing = [record["file_name"] for record in records if not os.path.isfile(record["file_name"])]
+    stamp = stamp_of(source.labels)
+    images = read_coco(source.labels, source.images, source.classes)
+    missing = [str(image.path) for image in images if not image.path.is_file()]
     if missing:
         raise InputError(
-            f"{source.labels}: {len(missing)} of {len(records)} images are missing, the first is {missing[0]}"
+            f"{source.labels}: {len(missing)} of {len(images)} images are missing, the first is {missing[0]}"
         )
+    cache = _cache(source, [source.classes, source.background, source.ignore])
+    items = [
+        replace(_item(source, cache, image.path, source.labels, (image.size, image.objects)), stamp=stamp)
+        for image in images
+    ]
     _convert(source, items, partial(_draw, source.background))
-    return records
+    return [
+        {"file_name": str(image.path), "sem_seg_file_name": str(item.target), "image_id": image.name}
+        for image, item in zip(images, items, strict=True)
+    ]
 
 
 def _draw(background: int, item: Item) -> np.ndarray:
     size, annotations = item.content
+    found = image_size(str(item.image))
+    if found != size:
+        raise InputError(
+            f"{item.image} is {found[0]} x {found[1]}, but {item.source} says {size[0]} x {size[1]} (height x width); "
+            "annotations belong to an image of their size"
+        )
     return draw_coco(size, annotations, background, str(item.image))
 
 
@@ -343,6 +370,11 @@ def _convert(source: _Source, items: list[Item], convert: Any) -> None:
         return
     logger.info("Converting %d masks of %s into %s", len(fresh), source.name, source.cache)
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if len(fresh) > 16 else 0
+    if source.cache.is_symlink():
+        raise InputError(
+            f"the data set {source.name!r}: {source.cache} is a symbolic link, and converted masks are written into a "
+            "folder of their own alone; remove the link, or give another folder (cache_dir, CACHE)"
+        )
     try:
         source.cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,13 +1,11 @@
-"""Labels in other forms than class numbers: colours, palettes, COCO's polygons and run lengths."""
+"""Labels in other forms than class numbers: colours and palettes; COCO's are in :mod:`hicl_d2.data.coco`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError
 from hicl_d2.reading import read_label_colours
 
 Colour = tuple[int, int, int]
@@ -71,60 +69,3 @@ def _code(rgb: np.ndarray) -> np.ndarray:
     """Return colours (..., 3) as one number each."""
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """Return the content of a COCO annotation file. Raises InputError if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no COCO annotations can be read: {error}") from None
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise InputError(f"{path} has no {listing(missing)}; is it a COCO annotation file?")
-    return content
-
-
-def coco_numbers(content: dict[str, Any], classes: Sequence[str], path: Path) -> dict[int, int]:
-    """Return the class number of every category id; categories that are no classes are left out.
-
-    Raises InputError for a class that is no category.
-    """
-    ids = {category["name"]: category["id"] for category in content["categories"]}
-    for name in classes:
-        if name not in ids:
-            hint = nearest(name, ids) or f"; there are {listing(ids)}"
-            raise InputError(f"{path} has no category {name!r}{hint}")
-    return {ids[name]: number for number, name in enumerate(classes)}
-
-
-def draw_coco(
-    size: tuple[int, int], annotations: Sequence[tuple[int, Any]], background: int, name: str
-) -> np.ndarray:
-    """Return the label map (H, W), uint8, of (class number, segmentation) pairs; smaller objects lie on top.
-
-    A segmentation is a list of polygons or a run-length code. Raises InputError, with the image's ``name``, for
-    one that is neither or does not fit ``size``.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = size
-    masks = []
-    for number, segmentation in annotations:
-        try:
-            if isinstance(segmentation, list):
-                code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-            elif isinstance(segmentation["counts"], list):
-                code = coco_mask.frPyObjects(segmentation, height, width)
-            else:
-                code = segmentation
-            mask = coco_mask.decode(code).astype(bool)
-        except Exception as error:  # the library raises what it likes
-            raise InputError(f"{name}: a segmentation cannot be read ({error})") from None
-        if mask.shape != size:
-            raise InputError(f"{name} is {size}, but a segmentation of it {mask.shape} (height, width)")
-        masks.append((number, mask))
-    labels = np.full(size, background, dtype=np.uint8)
-    for number, mask in sorted(masks, key=lambda pair: -int(pair[1].sum())):
-        labels[mask] = number
-    return labels

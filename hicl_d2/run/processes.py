@@ -25,6 +25,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
+from hicl_d2.run.meeting import check_dist_url, explain_meeting
 
 FAILED = 3  # exit status of a process that has left a record of its failure
 # Seconds that a process has to end by itself once another one has failed, before it is ended.
@@ -61,7 +62,7 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             _stop_children()
             raise
         except (ProcessRaisedException, ProcessExitedException) as error:
-            raise _failure(Path(records), error) from None
+            raise _failure(Path(records), error, args.dist_url) from None
 
 
 def check(args: Namespace, device: str) -> None:
@@ -77,6 +78,8 @@ def check(args: Namespace, device: str) -> None:
         raise InputError(
             "--dist-url auto works on one machine; give all of them the first one's tcp://HOST:PORT"
         )
+    is_first = args.machine_rank == 0 and args.num_gpus * args.num_machines > 1
+    check_dist_url(args.dist_url, is_first=is_first)
 
 
 def under_torchrun() -> bool:
@@ -199,7 +202,7 @@ def _record(records: Path, error: BaseException) -> None:
     write_json(records / f"{comm.get_rank()}.json", content)
 
 
-def _failure(records: Path, error: Exception) -> BaseException:
+def _failure(records: Path, error: Exception, dist_url: str = "auto") -> BaseException:
     """Return what to raise: the user's mistake before a stop before a fault of ours, and the earliest of its
     kind.
 
@@ -207,7 +210,7 @@ def _failure(records: Path, error: Exception) -> BaseException:
     """
     found = [json.loads(path.read_text()) for path in records.glob("*.json")]
     if not found:
-        return error
+        return explain_meeting(error, dist_url) or error
     order = ("input", "stopped", "fault")
     first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]))
     if first["kind"] == "input":

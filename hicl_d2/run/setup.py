@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hicl_d2.command.address import check_address, is_address, local_file
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.command.files import check_writable
 from hicl_d2.d2.config import CfgNode
@@ -22,7 +23,6 @@ from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
-from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
+    elif weights and not is_address(weights) and not local_file(weights).exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
     elif args.eval_only and not weights:
         raise InputError(
@@ -125,16 +125,25 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
 def resolve_device(cfg: CfgNode) -> str:
     """Return where the model runs: MODEL.DEVICE, or the CPU where there is no CUDA.
 
-    Raises InputError for a device that torch does not know.
+    Raises InputError for a device that is neither, and for a GPU that this machine does not have.
     """
     name = cfg.MODEL.DEVICE
     try:
-        torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu") from None
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        device = torch.device("meta")
+    if device.type not in ("cuda", "cpu"):
+        raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu")
+    if device.type == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
         logger.info(f"MODEL.DEVICE is {name} and there is no CUDA here: running on the CPU")
         return "cpu"
+    found = torch.cuda.device_count()
+    if (device.index or 0) >= found:
+        raise InputError(
+            f"MODEL.DEVICE is {name}, but this machine has {found} GPUs, cuda:0 to cuda:{found - 1}"
+        )
     return name
 
 

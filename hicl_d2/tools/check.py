@@ -15,6 +15,7 @@ from hicl_d2.data.audit import Audit, audit_dataset, find_shared, judge_absent
 from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
+from hicl_d2.data.names import file_stem
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.reading import read_image, read_labels
 from hicl_d2.run.logs import run_log
@@ -65,7 +66,7 @@ def main(args: Namespace) -> bool:
     report = as_json(audits, shared)
     write_json(output / "audit.json", report)
     for audit in audits:
-        _draw(audit, output / f"{audit.name}.png", args.pictures)
+        _draw(audit, output / f"{file_stem(audit.name)}.png", args.pictures)
     console.show(f"report: {output / 'audit.json'}; pictures beside it")
     faults = sum(len(audit.faults) for audit in audits)
     console.show("no faults" if not faults else f"{faults} faults: training would go wrong")

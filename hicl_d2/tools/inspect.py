@@ -15,11 +15,10 @@ from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, listing
 from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
-from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.levels import Level
-from hicl_d2.contrast.pooling import gather_windows
-from hicl_d2.contrast.pruning import ClassScores, prune
+from hicl_d2.contrast.pruning import prune
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
@@ -155,7 +154,7 @@ def _embed(
 ) -> EmbeddingPicture:
     """Embed every cell and the kept components, and project both on the principal directions of the cells."""
     generator = np.random.default_rng(0)
-    single = Level(1, 1, branch.levels[0].purity, branch.levels[0].coverage, (0.0, 1.0), 1.0)
+    single = Level.cell(branch.levels[0].purity, branch.levels[0].coverage)
     cells = prune(grid, count_labels(grid, [single])[0], single).classes[0].flatten().cpu().numpy()
     chosen = _balanced(cells, PIXELS_OF_A_CLASS, generator)
     windows, component_classes, component_levels, first = [], [], [], 0
@@ -169,7 +168,7 @@ def _embed(
     every = torch.arange(grid.size[0] * grid.size[1], device=features.device)
     picked = torch.from_numpy(np.concatenate(windows)).to(features.device)
     rows = gather_windows(features, every, picked, branch.levels)
-    embedded = branch.embedding(rows.to(branch.compute_dtype)).float().cpu()
+    embedded = embed(branch.embedding, rows.to(branch.compute_dtype)).float().cpu()
     dense, components = embedded[: len(every)], embedded[len(every) :]
     mean = dense.mean(dim=0)
     _, spread, directions = torch.linalg.svd(dense - mean, full_matrices=False)

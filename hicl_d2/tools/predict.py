@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from hicl_d2.command.address import is_address, local_file
 from hicl_d2.command.cli import NO_PERMISSION, NO_SPACE
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
@@ -102,7 +103,7 @@ def load_model(config_file: str, weights: str, opts: Sequence[str], output: str)
     check_inputs(cfg)
     if not cfg.MODEL.WEIGHTS:
         raise InputError("give weights: --weights FILE")
-    if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).expanduser().is_file():
+    if not is_address(cfg.MODEL.WEIGHTS) and not local_file(cfg.MODEL.WEIGHTS).is_file():
         raise InputError(f"weights file {cfg.MODEL.WEIGHTS} does not exist")
     model = Trainer.build_model(cfg)
     Checkpoints(model, output).load_weights(cfg.MODEL.WEIGHTS, whole=True)
