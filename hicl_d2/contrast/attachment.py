@@ -255,11 +255,14 @@ class Attachment:
 
 def find_images(values: Iterable[Any]) -> Tensor | None:
     """Return the largest batch of images (B, C, H, W) among what a model is called with, if there is one."""
-    # Of channels-last images (B, H, W, 3) the size would be misread.
-    maps = [
-        value for value in values if isinstance(value, Tensor) and value.dim() == 4 and value.shape[3] > 4
-    ]
-    return max(maps, key=lambda value: value.shape[2] * value.shape[3], default=None)
+    largest: Tensor | None = None
+    for value in values:
+        # Of channels-last images (B, H, W, 3) the size would be misread.
+        if isinstance(value, Tensor) and value.dim() == 4 and value.shape[3] > 4:
+            area = value.shape[2] * value.shape[3]
+            if largest is None or area > largest.shape[2] * largest.shape[3]:
+                largest = value
+    return largest
 
 
 def _is_integer(tensor: Tensor) -> bool:
