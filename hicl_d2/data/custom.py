@@ -249,15 +249,13 @@ def _load(source: _Source) -> Records:
     )
     result, items = [], []
     for record, form in zip(records, forms, strict=True):
-        if form is not None:
-            path, image = (
-                Path(record.get("sem_seg_file_name", record["file_name"])),
-                Path(record["file_name"]),
-            )
-            item = Item(path, cache / f"{record['image_id']}.png", image, form)
-            items.append(item)
-            record = {**record, "sem_seg_file_name": str(item.target)}
-        result.append(record)
+        if form is None:
+            result.append(record)
+            continue
+        image = Path(record["file_name"])
+        label = Path(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else image
+        items.append(Item(label, cache / f"{record['image_id']}.png", image, form))
+        result.append({**record, "sem_seg_file_name": str(items[-1].target)})
     _convert(source, items, reader)
     return result
 
