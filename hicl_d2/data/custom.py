@@ -289,12 +289,13 @@ def _load(source: _Source) -> Records:
     )
     result, items = [], []
     for record, form in zip(records, forms, strict=True):
-        if form is not None:
-            image = Path(record["file_name"])
-            item = _item(source, cache, image, Path(record.get("sem_seg_file_name") or image), form)
-            items.append(item)
-            record = {**record, "sem_seg_file_name": str(item.target)}
-        result.append(record)
+        if form is None:
+            result.append(record)
+            continue
+        image = Path(record["file_name"])
+        label = Path(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else image
+        items.append(_item(source, cache, image, label, form))
+        result.append({**record, "sem_seg_file_name": str(items[-1].target)})
     _convert(source, items, reader)
     return result
 

@@ -52,9 +52,8 @@ def folder_records(
 ) -> Records:
     """Return a record for every image below ``images``, with its label map below ``labels``, sorted by name.
 
-    Sub-folders count, and must be the same on both sides. A file's name is paired without its suffix and
-    without ``image_ending`` or ``label_ending``; files that lack the ending are none of the data set's. No
-    file is opened: of large data sets the loaders learn sizes as they read.
+    Sub-folders count, and must be the same on both sides. A file's name is paired without its suffix and without
+    ``image_ending`` or ``label_ending``; files that lack the ending are none of the data set's. No file is opened.
 
     Both folders may be one, or one lie in the other: a file with the longer ending is what that ending says; where both
     endings are equal, JPEGs are images and the rest are label maps.
