@@ -12,6 +12,7 @@ from typing import Any
 
 from yacs.config import _VALID_TYPES
 
+from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.command.safe_yaml import Document, KeyPath, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
@@ -20,7 +21,7 @@ from hicl_d2.modeling.keys import add_model_keys
 # The section whose blocks carry names of the user's own, which may hold dots.
 CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
 # Lists of names whose defaults are empty.
-TEXT_LISTS = {
+TEXT_LISTS = {(imports.KEY,), ("TEST", "EVALUATORS")} | {
     ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
 }
 # What YAML calls keys that are text, and its key for merging a section in.
@@ -31,6 +32,7 @@ def get_hicl_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of DeepLab and of this project added."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
+    _add_extension_keys(cfg)
     _add_training_keys(cfg)
     add_model_keys(cfg)
     _add_data_keys(cfg)
@@ -53,6 +55,11 @@ def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
             cfg[key] = value
         elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
             _add_absent(cfg[key], value)
+
+
+def _add_extension_keys(cfg: CfgNode) -> None:
+    # Modules of your own that are imported first: they may register data sets, contrasts, backbones, heads and metrics.
+    cfg.IMPORTS = []
 
 
 def _add_training_keys(cfg: CfgNode) -> None:
@@ -108,6 +115,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.SUBMISSION = False
     # Whether the official scorer of Cityscapes (cityscapesscripts) runs too.
     cfg.TEST.CITYSCAPES_SCORER = False
+    # Evaluators of your own that run too, by the names they were registered under (IMPORTS).
+    cfg.TEST.EVALUATORS = []
 
 
 def _add_branch_keys(cfg: CfgNode) -> None:
@@ -198,12 +207,38 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
             f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
             "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
         )
+    documents = read_chain(Path(file))
     cfg = get_hicl_cfg()
-    for document in read_chain(Path(file)):
+    _import_extensions(cfg, documents, list(opts))
+    for document in documents:
         _merge(cfg, document)
     _merge_opts(cfg, list(opts))
     cfg.freeze()
     return cfg
+
+
+def _import_extensions(cfg: CfgNode, documents: Sequence[Document], opts: list[str]) -> None:
+    """Import what IMPORTS names in the end, and add the keys of the contrasts that were registered so."""
+    for document in documents:
+        if imports.KEY in document.content:
+            _set(cfg, (imports.KEY,), document.content[imports.KEY], document.place((imports.KEY,)))
+    for key, value in zip(opts[::2], opts[1::2], strict=False):
+        if key == imports.KEY:
+            _set(cfg, (imports.KEY,), value, "command line")
+    if not cfg.IMPORTS:
+        return
+    imports.import_modules(cfg.IMPORTS)
+    add_registered_keys(cfg)
+
+
+def add_registered_keys(cfg: CfgNode) -> None:
+    """Add to MODEL.HICL the keywords of contrasts that `hicl_d2.contrast.register_contrast` made known."""
+    from hicl_d2.contrast.build import registered_defaults  # not before it is needed: it imports torch
+
+    for keyword, default in registered_defaults().items():
+        key = keyword.upper()
+        if key not in cfg.MODEL.HICL and keyword != "ignore_value":  # that is SEM_SEG_HEAD.IGNORE_VALUE
+            cfg.MODEL.HICL[key] = list(default) if isinstance(default, tuple) else default
 
 
 def is_free(path: KeyPath, depth: int = 1) -> bool:

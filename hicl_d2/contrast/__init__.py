@@ -9,7 +9,7 @@ but torch.
 
 from hicl_d2.contrast.attach import attach, strip
 from hicl_d2.contrast.branch import HiCLBranch
-from hicl_d2.contrast.build import CONTRASTS, build_contrast
+from hicl_d2.contrast.build import CONTRASTS, build_contrast, register_contrast
 from hicl_d2.contrast.frame import Contrast, ContrastOutput
 from hicl_d2.contrast.schedule import ramp
 
@@ -21,5 +21,6 @@ __all__ = [
     "attach",
     "build_contrast",
     "ramp",
+    "register_contrast",
     "strip",
 ]

@@ -66,25 +66,87 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
     if hicl.FEATURE_SIDE not in SIDES:
         raise InputError(f"MODEL.HICL.FEATURE_SIDE must be input or output, not {hicl.FEATURE_SIDE!r}")
     try:
-        branch = attach(
+        return with_hicl(
             model,
             feature=hicl.FEATURE,
             side=hicl.FEATURE_SIDE,
             logits=hicl.LOGITS or None,
             image=hicl.IMAGE,
             num_classes=head.NUM_CLASSES,
-            example=(blank_batch(blank_size(cfg)),),
+            example_size=blank_size(cfg),
             contrast=hicl.CONTRAST,
             weight=hicl.WEIGHT,
             start_iter=hicl.START_ITER,
             warmup_iters=hicl.WARMUP_ITERS,
+            log_period=hicl.LOG_PERIOD,
             seed=max(cfg.SEED, 0),
             ignore_value=head.IGNORE_VALUE,
             **{key.lower(): value for key, value in hicl.items() if key not in PLACEMENT_KEYS},
         )
     except ValueError as error:
         raise InputError(f"MODEL.HICL: {error}") from None
-    hooks = LossHooks(hicl.LOG_PERIOD)
+
+
+def with_hicl(
+    model: nn.Module,
+    *,
+    feature: str,
+    num_classes: int,
+    side: str = "input",
+    logits: str | None = None,
+    image: str = "backbone",
+    in_channels: int | None = None,
+    example_size: tuple[int, int] = (128, 128),
+    contrast: str = "hicl",
+    weight: float = 0.1,
+    start_iter: int = 0,
+    warmup_iters: int = 1000,
+    log_period: int = 20,
+    seed: int = 0,
+    **settings: Any,
+) -> nn.Module:
+    """Attach a contrast to a meta-architecture, in place, and return it; in training its losses gain ``loss_hicl``.
+
+    For models that no yacs config describes, as Detectron2's LazyConfig: ``model = L(with_hicl)(model=model, feature=...,
+    num_classes=..., windows=[1, 2, 4, 8])``. The model takes Detectron2's batches: entries with "image" (3, H, W) and, in
+    training, "sem_seg" (H, W).
+
+    Args:
+        model: the meta-architecture.
+        feature: name of the module whose ``side``, "input" or "output", is the per-pixel feature map (B, C, h, w).
+        num_classes: K; labels are 0 to K - 1.
+        side: see ``feature``.
+        logits: name of the module whose output is the class logits, or predictions of queries; None does without.
+        image: name of the module whose input is the padded batch of images (B, 3, H, W).
+        in_channels: C, where one forward of a blank image of ``example_size`` (height, width) is not to find it.
+        example_size: see ``in_channels``.
+        contrast: name of the contrast (`hicl_d2.contrast.CONTRASTS`).
+        weight: of the loss, after the ramp.
+        start_iter: iteration at which the contrast starts.
+        warmup_iters: iterations over which its weight then rises linearly from 0.
+        log_period: iterations between two entries of its diagnostics in the event storage.
+        seed: of its parameters and of what it draws.
+        settings: keywords of the contrast, such as ``windows`` and ``ignore_value``.
+
+    Raises ValueError for a module that does not exist and for settings that the contrast refuses.
+    """
+    branch = attach(
+        model,
+        feature=feature,
+        side=side,
+        logits=logits,
+        image=image,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        example=(blank_batch(example_size),),
+        contrast=contrast,
+        weight=weight,
+        start_iter=start_iter,
+        warmup_iters=warmup_iters,
+        seed=seed,
+        **settings,
+    )
+    hooks = LossHooks(log_period)
     branch.attachment.handles += [
         model.register_forward_pre_hook(hooks.before, with_kwargs=True),
         model.register_forward_hook(hooks.after),

@@ -12,6 +12,7 @@ import torch
 from hicl_d2.command.address import check_address, is_address, local_file
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.command.files import check_writable
+from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
@@ -148,12 +149,13 @@ def resolve_device(cfg: CfgNode) -> str:
 
 
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make its own data sets
-    known in it.
+    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make
+    known in it what IMPORTS and DATASETS.CUSTOM name.
 
     A negative SEED takes the seed of the run in OUTPUT_DIR, if it holds one, else a new one, the same in all
     processes.
     """
+    import_modules(cfg.IMPORTS)
     register_custom(cfg)
     seed = cfg.SEED
     if seed < 0:

@@ -3,8 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from hicl_d2.command.cli import Parser, whole
-from hicl_d2.command.errors import InputError, nearest
+from hicl_d2.command.cli import Parser, parse_with_overrides, whole
 
 
 def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
@@ -36,6 +35,11 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         "each is answered by a line of JSON; exit status 2 if one cannot start",
     )
     flag(
+        "--print-config",
+        action="store_true",
+        help="write the whole config, bases and overrides in it, to standard output as YAML, and end",
+    )
+    flag(
         "--list-features",
         action="store_true",
         help="show the modules of the model that Hi-CL can read, with channels and stride, and end",
@@ -60,14 +64,9 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         metavar="URL",
         help="where processes meet: tcp://HOST:PORT; auto: a free port",
     )
-    args, rest = parser.parse_known_args(arguments)
-    for word in rest:
-        if word.startswith("--"):
-            hint = nearest(word, parser._option_string_actions)
-            raise InputError(f"unknown option {word}{hint}; see --help")
+    args = parse_with_overrides(parser, arguments)
     if not args.config_file and not args.check_each:
         parser.error("the following arguments are required: --config-file")
-    args.opts = rest
     return args
 
 
