@@ -30,10 +30,12 @@ from tabulate import tabulate
 from torch import nn
 
 import hicl_d2.modeling.models  # noqa: F401 - registers models
+from hicl_d2.command.errors import InputError, exit_with_error
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.settings import base_architecture, blank_size
 from hicl_d2.run.setup import PRECISIONS
 
@@ -59,6 +61,8 @@ FOOTPRINT_HEADERS = (
     "with the branch",
     "to plain",
 )
+# Detectron2's meta-architectures that images and label maps alone cannot train.
+WITH_INSTANCES = ("PanopticDeepLab", "PanopticFPN", "GeneralizedRCNN", "RetinaNet", "FCOS")
 DEFAULT = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
 
 
@@ -78,7 +82,14 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
-    configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
+    try:
+        configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
+        for cfg in configs.values():
+            check_model_config(cfg)
+            if base_architecture(cfg) in WITH_INSTANCES:
+                raise InputError(f"{base_architecture(cfg)} trains on instances, which are not made up here")
+    except InputError as error:
+        exit_with_error("model_speed", error)
     if args.without_data:
         report_footprints(configs, args.batch)
         return 0
