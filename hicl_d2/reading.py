@@ -264,9 +264,14 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
 
 def _check_mode(path: str | Path, image: Image.Image) -> None:
     if image.mode not in IMAGE_MODES and not is_16_bits(image.mode, str(image.format)):
-        kind = {"F": "floating-point values", "I": "32-bit or signed values"}.get(image.mode, image.mode)
+        kinds = {"F": "floating-point values", "I": "32-bit or signed values"}
+        kind = (
+            f"{kinds[image.mode]}, of which no scale"
+            if image.mode in kinds
+            else f"colours of the mode {image.mode}, of which no way"
+        )
         raise InputError(
-            f"{path}: this image holds {kind}, of which no scale to 8 bits is known; save it with 8 or 16 bits a channel"
+            f"{path}: this image holds {kind} to 8-bit RGB is known; save it with 8 or 16 bits a channel"
         )
 
 
