@@ -13,7 +13,12 @@ from hicl_d2.d2.utils import Registry
 from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head
 from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_dilated_resnet
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
-from hicl_d2.modeling.mask_former.check import MASK_FORMERS, check_mask_former, check_mask_former_head
+from hicl_d2.modeling.mask_former.check import (
+    MASK_FORMERS,
+    check_mask_former,
+    check_mask_former_head,
+    check_task,
+)
 from hicl_d2.modeling.panoptic_deeplab.check import check_panoptic_deeplab
 from hicl_d2.modeling.settings import base_architecture, check_features
 from hicl_d2.modeling.swin.check import SWIN_STRIDES, check_swin
@@ -32,6 +37,7 @@ def check_model_config(cfg: CfgNode) -> None:
     features exist and fit it. The features of other backbones are checked by the project's heads when they are built.
     """
     model = cfg.MODEL
+    check_task(cfg)
     _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
     if model.META_ARCHITECTURE == "HiCL":
         _check_name(META_ARCH_REGISTRY, "MODEL.HICL.BASE", model.HICL.BASE)
