@@ -29,7 +29,7 @@ from speed.meter import measure, median_ratio, peak_bytes
 from tabulate import tabulate
 from torch import nn
 
-import hicl_d2.modeling  # noqa: F401 - registers models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode

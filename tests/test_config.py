@@ -1,6 +1,8 @@
 """Config files are read safely, and what is wrong with one is said in one line with file, line and key."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.safe_yaml import flatten
 from hicl_d2.config import add_hicl_config, get_hicl_cfg, load_config
 from hicl_d2.contrast import HiCLBranch
+from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode, get_cfg
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 
 
 def write(folder, text, name="config.yaml"):
@@ -167,3 +171,21 @@ def test_the_list_over_a_range_in_mask2formers_files_is_computed(tmp_path, form)
             load_config(path)
     else:
         assert list(load_config(path).INPUT.MIN_SIZE_TRAIN) == expected
+
+
+@pytest.mark.skipif(USES_DETECTRON2, reason="Detectron2's config imports torch")
+@pytest.mark.parametrize("words", [("SOLVER.MAX_ITR", "3"), ("SOLVER.MAX_ITER", "many")])
+def test_a_slip_in_a_config_is_answered_before_torch_is_imported(words: tuple[str, str]) -> None:
+    config = str(ROOT / "configs/camvid/deeplab_v3_plus_R_18_cpu.yaml")
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train_net.py', '--config-file', {config!r}, *{words!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'projects/HiCL/train_net.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words[0] in done.stderr
+    assert done.stdout == "False\n"

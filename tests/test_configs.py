@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.command.address import DOWNLOAD
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import USES_DETECTRON2
@@ -19,7 +20,6 @@ from hicl_d2.d2.modeling import build_model
 from hicl_d2.data.datasets.registry import data_root
 from hicl_d2.run.setup import check_before_start
 from hicl_d2.tools.arguments import train_arguments
-from hicl_d2.weights import DOWNLOAD
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))

@@ -78,7 +78,7 @@ def status(
         message = explain(error)
         if message is None or os.environ.get(TRACEBACK):
             raise
-        write_error(f"{tool}: {' '.join(message.split())}\n")
+        write_error(f"{tool}: {one_line(InputError(message))}\n")
         return 2
 
 

@@ -7,9 +7,19 @@ between them, and `peers` holds the other published contrasts. Nothing here impo
 but torch.
 """
 
+from hicl_d2.contrast.attach import attach, strip
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.build import CONTRASTS, build_contrast
 from hicl_d2.contrast.frame import Contrast, ContrastOutput
 from hicl_d2.contrast.schedule import ramp
 
-__all__ = ["CONTRASTS", "Contrast", "ContrastOutput", "HiCLBranch", "build_contrast", "ramp"]
+__all__ = [
+    "CONTRASTS",
+    "Contrast",
+    "ContrastOutput",
+    "HiCLBranch",
+    "attach",
+    "build_contrast",
+    "ramp",
+    "strip",
+]

@@ -6,31 +6,35 @@ resumes from the newest undamaged checkpoint, and names the damaged ones that it
 """
 
 import logging
+import os
 import pickle
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import torch
 from torch import nn
 
+from hicl_d2.command.address import check_address, checksum, is_address, not_fetched
 from hicl_d2.command.console import console
-from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.command.files import atomic_open, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
+from hicl_d2.modeling.layouts import find_weights, without_wrappers
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,
-    check_address,
     check_content,
     check_names_and_tensors,
     check_whole,
-    checksum,
     read_pickle,
     read_torch,
+    to_tensors,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,8 @@ ENOUGH = 0.5
 RESHAPED, RESHAPED_SHARE = 4, 0.1
 # What torch and pickle raise for a file that is damaged or holds something else.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+# What ends a path in MODEL.WEIGHTS to name the key of the file that holds the weights: ?key=model_ema.
+KEY = re.compile(r"[?&]key=([^&#]+)")
 # Child of a model that exists in training alone: a plain checkpoint has none of it.
 BRANCH = "hicl."
 # Running counts of norm layers: older files lack them and nothing depends on them.
@@ -114,6 +120,8 @@ class Checkpoints(DetectionCheckpointer):
         self.path_manager = _AtomicFiles()
         self.keep = keep
         self.fit: Fit | None = None
+        self._file = ""  # the file that was read last
+        self._key = ""  # key of the file being loaded under which its weights are
         self.parts: set[str] = set()  # top-level keys of the file read last
         self.resumed: Path | None = None  # checkpoint that this process resumed from
         self.saved: int | None = (
@@ -161,30 +169,40 @@ class Checkpoints(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load ``path`` as Detectron2 does, after checking what would be downloaded and read.
 
-        Raises InputError for a URL that may not be downloaded and for a file that holds more than weights, and its
-        subclass DamagedError for a file that cannot be read.
+        ``?key=NAME`` at its end names the key of the file that holds the weights, where there are several. Raises
+        InputError for a URL that may not be downloaded and for a file that holds more than weights, and its subclass
+        DamagedError for a file that cannot be read.
         """
         try:
+            path, self._key = _split_key(os.path.expanduser(path or ""))
             return super().load(self._fetched(path) if path else path, checkpointables)
         except BaseException:
             self._parsed_url_during_load = None  # Detectron2 would refuse to load another file after this one
             raise
+        finally:
+            self._key = ""
 
     def _fetched(self, path: str) -> str:
-        """Download a URL with a checksum and return the local file; return any other ``path`` as it is."""
+        """Return the local file of a package's weights or of a URL, whose checksum is compared; any other ``path`` as it is."""
+        if path.startswith(PREFIX):
+            packaged, pinned = package_file(path)
+            check_content(str(packaged), pinned, path)
+            return str(packaged)
         check_address(path)
-        expected = checksum(path)
-        if expected is None:
+        if not is_address(path) or path.startswith("catalog://"):  # which Detectron2 alone knows
             return path
+        expected = checksum(path)
         address, _, options = path.partition("#")[0].partition("?")
         try:
             file = self.path_manager.get_local_path(address)
         except (OSError, ValueError, AssertionError) as error:
-            raise InputError(f"weights {path} cannot be fetched: {one_line(error)}") from None
-        check_content(file, expected, address)
+            raise not_fetched(address, error) from None
+        if expected is not None:
+            check_content(file, expected, address)
         return f"{file}?{options}" if options else file
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        self._file = filename
         try:
             content = self._read(filename)
         except UNREADABLE as error:
@@ -198,20 +216,32 @@ class Checkpoints(DetectionCheckpointer):
     def _read(self, filename: str) -> dict[str, Any]:
         """Return the checkpoint in ``filename``; weights of other projects are renamed so that they can be matched."""
         foreign = read_foreign_file(filename)
+        if self._key and (foreign is not None or filename.endswith(".pkl")):
+            raise InputError(f"weights {filename} hold one model alone; leave out ?key={self._key}")
         if foreign is None:
             check_whole(filename)
             if filename.endswith(".pkl"):
                 read_pickle(filename)  # Detectron2's own reader would run any code in it
             content = super()._load_file(filename)
             check_names_and_tensors(filename, content["model"])
+            to_tensors(filename, content["model"])
+            content["model"] = without_wrappers(content["model"], self.model.state_dict().keys(), filename)
             foreign = with_known_names(content["model"])
             if foreign is None:
                 return content
         return {"model": foreign, "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> Any:
-        """Stand in for Detectron2's reader, which an environment variable can make run code."""
-        return read_torch(filename)
+        """Stand in for Detectron2's reader, which an environment variable can make run code and which knows one layout."""
+        content = read_torch(filename)
+        weights, others = find_weights(content, filename, self._key)
+        if others:
+            console.say(
+                f"weights {filename}: beside those that are taken there are {listing(others)} (?key=...)"
+            )
+        if isinstance(content, dict) and content.get("model") is weights:
+            return content
+        return {"model": weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         in_file = sum(_counts(name) for name in checkpoint["model"])
@@ -225,7 +255,20 @@ class Checkpoints(DetectionCheckpointer):
             list(filter(_counts, left_over)),
             [name for name, *_ in other_shape if _counts(name)],
         )
+        self._check_finite()
         return incompatible
+
+    def _check_finite(self) -> None:
+        """Raise InputError for a NaN that was loaded, and for an infinity where no model has one."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name, tensor in tensors.items():
+            may_be_infinite = not isinstance(tensor, nn.Parameter) and "running_" not in name  # a mask, say
+            wrong = tensor.isnan() if may_be_infinite else ~tensor.isfinite()
+            if wrong.any():
+                raise InputError(
+                    f"weights {self._file}: {int(wrong.sum())} of the {tensor.numel()} values of {name} are NaN or infinite; "
+                    "take an earlier checkpoint"
+                )
 
     def load_weights(self, path: str, *, whole: bool) -> None:
         """Load the model alone from ``path`` (empty: nothing), and check that the file is of this model.
@@ -233,6 +276,7 @@ class Checkpoints(DetectionCheckpointer):
         With ``whole``, as for an evaluation, the file must have every tensor of the model; otherwise a part such as the
         backbone is enough. Raises InputError with the numbers of tensors missing, left over and of another shape.
         """
+        path = os.path.expanduser(path)
         if path and Path(path).is_dir():  # a Hugging Face folder, which no checkpointer takes for a file
             self._load_model(self._load_file(path))
         else:
@@ -312,6 +356,17 @@ def resumable_checkpoints(folder: str | Path) -> list[Path]:
     name = named_last(folder) or ""
     named = [folder / name] if name and name == Path(name).name and (folder / name).is_file() else []
     return named + [path for _, path in numbered_checkpoints(folder) if path not in named]
+
+
+def _split_key(path: str) -> tuple[str, str]:
+    """Return ``path`` without its ``key=``, and that key."""
+    found = KEY.search(path)
+    if found is None:
+        return path, ""
+    before, after = path[: found.start()], path[found.end() :]
+    if found[0].startswith("?") and after.startswith("&"):
+        after = f"?{after[1:]}"
+    return before + after, unquote(found[1])
 
 
 def _counts(name: str) -> bool:

@@ -13,6 +13,8 @@ from hicl_d2.d2.utils import Registry
 from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head
 from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_dilated_resnet
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
+from hicl_d2.modeling.efficientnet_lite.check import check_efficientnet_lite, efficientnet_lite_strides
+from hicl_d2.modeling.hugging_face.config import check_transformers_segmentor
 from hicl_d2.modeling.mask_former.check import (
     MASK_FORMERS,
     check_mask_former,
@@ -26,6 +28,7 @@ from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
+EFFICIENTNET_LITE = "build_efficientnet_lite_backbone"
 DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
 
 
@@ -36,6 +39,8 @@ def check_model_config(cfg: CfgNode) -> None:
     model that has a check of its own, and, where the backbone's strides are known from the config, that the head's
     features exist and fit it. The features of other backbones are checked by the project's heads when they are built.
     """
+    import hicl_d2.modeling.models  # noqa: F401 - the names that are checked
+
     model = cfg.MODEL
     check_task(cfg)
     _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
@@ -51,10 +56,14 @@ def check_model_config(cfg: CfgNode) -> None:
             check_depth_of_deeplab(model.RESNETS)
     if model.BACKBONE.NAME == "D2SwinTransformer":
         check_swin(model.SWIN)
+    if model.BACKBONE.NAME == EFFICIENTNET_LITE:
+        check_efficientnet_lite(cfg)
     if base_architecture(cfg) == "PanopticDeepLab":
         check_panoptic_deeplab(cfg, backbone_strides(cfg))
     if base_architecture(cfg) in MASK_FORMERS:
         check_mask_former(cfg)
+    if base_architecture(cfg) == "TransformersSegmentor":
+        check_transformers_segmentor(cfg)
     check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
@@ -77,6 +86,8 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
         strides = dilated_resnet_strides(settings)
     elif name == "D2SwinTransformer":
         return {feature: SWIN_STRIDES[feature] for feature in cfg.MODEL.SWIN.OUT_FEATURES}
+    elif name == EFFICIENTNET_LITE:
+        return efficientnet_lite_strides(cfg.MODEL.EFFICIENTNET_LITE)
     elif name in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
         coarsest = 16 if settings.RES5_DILATION > 1 else 32
         strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": coarsest}

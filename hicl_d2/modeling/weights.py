@@ -7,6 +7,7 @@ from typing import Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.efficientnet_lite.weights import with_efficientnet_names
 
 # Torchvision's ResNets: regular expression in a parameter name, and its replacement in Detectron2's name.
 TORCHVISION = (
@@ -31,11 +32,16 @@ IMAGES_OF = {
     "DeepLab/R-": RGB,
     "download.pytorch.org/models/": RGB,
     "SwinTransformer/storage/": RGB,
+    "package://efficientnet_lite": ("RGB", (127.0,) * 3, (128.0,) * 3),
+    "efficientnet-lite": ("RGB", (127.0,) * 3, (128.0,) * 3),
 }
 
 
 def with_known_names(weights: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return ``weights`` of a torchvision ResNet under Detectron2's names, or None if they are not such weights."""
+    """Return ``weights`` of a torchvision ResNet or an EfficientNet-Lite under the backbone's names, None for others."""
+    efficientnet = with_efficientnet_names(weights)
+    if efficientnet is not None:
+        return efficientnet
     if "layer1.0.conv1.weight" not in weights or "bn1.weight" not in weights:
         return None
     renamed = {}

@@ -1,5 +1,6 @@
 """Starting the processes of a run, and hearing from them: one message, whichever process failed."""
 
+import gc
 import json
 import os
 import tempfile
@@ -10,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
+from hicl_d2.run.meeting import check_dist_url, explain_meeting
 
 FAILED = 3  # exit status of a process that has left a record of its failure
 # Seconds that a process has to end by itself once another one has failed, before it is ended.
@@ -60,7 +62,7 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             _stop_children()
             raise
         except (ProcessRaisedException, ProcessExitedException) as error:
-            raise _failure(Path(records), error) from None
+            raise _failure(Path(records), error, args.dist_url) from None
 
 
 def check(args: Namespace, device: str) -> None:
@@ -76,6 +78,8 @@ def check(args: Namespace, device: str) -> None:
         raise InputError(
             "--dist-url auto works on one machine; give all of them the first one's tcp://HOST:PORT"
         )
+    is_first = args.machine_rank == 0 and args.num_gpus * args.num_machines > 1
+    check_dist_url(args.dist_url, is_first=is_first)
 
 
 def under_torchrun() -> bool:
@@ -108,9 +112,11 @@ def _run_under_torchrun(
         _join_torchrun(device)
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        dist.destroy_process_group()
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
-        if explain(error) is None and stop_signal(error) is None:
+        if explain(error) is not None or stop_signal(error) is not None:
+            _leave_process_groups()  # no collective operation is under way
+        else:
             # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
             time.sleep(GRACE)
         if stop_signal(error) is None:
@@ -136,9 +142,33 @@ def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any,
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
         _record(Path(records), error)
-        raise SystemExit(FAILED) from None
+        _end()
+
+
+def _leave_process_groups() -> None:
+    """Leave all process groups, also those that ``comm`` of either runtime remembers; do nothing without any.
+
+    A group that something in Python still refers to keeps its worker threads, and one of them may abort the process
+    when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
+    """
+    for name, value in list(vars(comm).items()):
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end() -> NoReturn:
+    """End this process at once: a shutdown would wait for collective operations that never end, or abort."""
+    for worker in active_children():
+        worker.kill()
+    os._exit(FAILED)
 
 
 def _leave_with_others(records: Path) -> None:
@@ -151,7 +181,7 @@ def _leave_with_others(records: Path) -> None:
             return
         time.sleep(0.5)
     time.sleep(GRACE)
-    os._exit(FAILED)
+    _end()
 
 
 def _share_cores() -> None:
@@ -172,7 +202,7 @@ def _record(records: Path, error: BaseException) -> None:
     write_json(records / f"{comm.get_rank()}.json", content)
 
 
-def _failure(records: Path, error: Exception) -> BaseException:
+def _failure(records: Path, error: Exception, dist_url: str = "auto") -> BaseException:
     """Return what to raise: the user's mistake before a stop before a fault of ours, and the earliest of its
     kind.
 
@@ -180,7 +210,7 @@ def _failure(records: Path, error: Exception) -> BaseException:
     """
     found = [json.loads(path.read_text()) for path in records.glob("*.json")]
     if not found:
-        return error
+        return explain_meeting(error, dist_url) or error
     order = ("input", "stopped", "fault")
     first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]))
     if first["kind"] == "input":

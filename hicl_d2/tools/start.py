@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from hicl_d2.command.address import DOWNLOAD
 from hicl_d2.command.cli import explain
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, one_line
@@ -18,7 +19,6 @@ from hicl_d2.run import processes
 from hicl_d2.run.manifest import State
 from hicl_d2.run.setup import check_before_start, resolve_device
 from hicl_d2.tools.arguments import train_arguments
-from hicl_d2.weights import DOWNLOAD
 
 
 def checked_config(args: Namespace) -> tuple[CfgNode, State]:

@@ -9,12 +9,15 @@ if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the c
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hicl_d2.command.cli import run
+from hicl_d2.config import load_config
 from hicl_d2.tools.arguments import train_arguments
 
 
 def main() -> None:
-    """Read the command line, then load what is heavy and do the work."""
+    """Read the command line and the config, then import what is heavy and do the work."""
     args = train_arguments()
+    if not args.check_each:
+        load_config(args.config_file, args.opts)  # a slip in it is answered before torch is imported
     if args.list_features:
         from hicl_d2.tools import features
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling
+import hicl_d2.modeling.models
 from hicl_d2.command.safe_yaml import flatten
 from hicl_d2.config import add_hicl_config
 from hicl_d2.d2.config import add_deeplab_config, get_cfg

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling  # registers the project's own
+import hicl_d2.modeling.models  # registers the project's own
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY
 from hicl_d2.modeling.dilated_resnet.backbone import build_dilated_resnet_backbone

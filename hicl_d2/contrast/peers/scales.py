@@ -67,7 +67,7 @@ class ScaledContrast(Contrast):
         labels: Tensor,
         logits: Tensor | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch as `Contrast.forward` does; maps come finest first."""
@@ -75,8 +75,7 @@ class ScaledContrast(Contrast):
             return super().forward(features, labels, logits, seed=seed, describe=describe)
         self._check_maps(features, labels, logits)
         with torch.autocast(labels.device.type, enabled=False):
-            generator = torch.Generator(device=labels.device)
-            generator.manual_seed(seed)
+            generator = self.make_generator(labels.device, seed)
             scales = [self._given_scale(feature, labels, logits) for feature in features]
             loss, diagnostics = self.contrast_scales(scales, generator)
             return ContrastOutput(loss + zero_with_graph(self), diagnostics if describe else {})

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hicl_d2.command.errors import InputError, listing, nearest, one_line
+from hicl_d2.command.errors import InputError, listing
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
+from hicl_d2.modeling.hugging_face.config import named_config
 
 MIT = "segformer"  # transformers has its encoder, but not as a backbone
 PROBE_SIDE = 64
@@ -72,7 +73,9 @@ def build_transformers_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Transfo
     Raises InputError for a type, a setting or a feature that transformers does not have.
     """
     settings = cfg.MODEL.TRANSFORMERS
-    config = _config(settings)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+    config = named_config(settings, {*MODEL_FOR_BACKBONE_MAPPING_NAMES, MIT})
     names = _features(settings, config)
     if config.model_type == MIT:
         from transformers import AutoModel
@@ -111,34 +114,6 @@ def load_folder(folder: Path) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value for name, value in model.state_dict().items() if name not in missing}
 
 
-def _config(settings: CfgNode) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
-
-    own = {key: _plain(value) for key, value in settings.SETTINGS.items()}
-    known = sorted({*MODEL_FOR_BACKBONE_MAPPING_NAMES, MIT})
-    try:
-        if Path(settings.NAME).is_dir():
-            config = AutoConfig.from_pretrained(settings.NAME, local_files_only=True, **own)
-        elif settings.NAME in known:
-            config = AutoConfig.for_model(settings.NAME, **own)
-        else:
-            raise InputError(
-                f"MODEL.TRANSFORMERS.NAME is {settings.NAME!r}{nearest(settings.NAME, known)}; it must be a folder or "
-                f"one of {listing(known, 40)}"
-            )
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(
-            f"MODEL.TRANSFORMERS: {settings.NAME} cannot be configured: {one_line(error)[:300]}"
-        ) from None
-    unknown = [key for key in own if key not in type(config)().to_dict()]
-    if unknown:
-        hint = nearest(unknown[0], type(config)().to_dict())
-        raise InputError(f"MODEL.TRANSFORMERS.SETTINGS: {settings.NAME} has no {unknown[0]}{hint}")
-    return config
-
-
 def _features(settings: CfgNode, config: Any) -> list[str]:
     count = len(config.depths) if config.model_type == MIT else 0
     stages = [f"stage{number + 1}" for number in range(count)] or list(config.stage_names)
@@ -150,7 +125,3 @@ def _features(settings: CfgNode, config: Any) -> list[str]:
             f"MODEL.TRANSFORMERS.OUT_FEATURES {asked}; what {config.model_type} has here: {', '.join(stages)}"
         )
     return sorted(wanted, key=stages.index)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

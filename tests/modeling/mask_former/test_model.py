@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import hicl_d2.modeling
+import hicl_d2.modeling.models
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.d2.utils import Registry
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.registration import register_if_free
 from tests.modeling.mask_former.models import mask_former_batch, mask_former_cfg
 

@@ -8,7 +8,7 @@ import pytest
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 
 FILES = sorted(Path(os.environ.get("MASK2FORMER_CONFIGS", "/nowhere")).rglob("*.yaml"))
 needs_files = pytest.mark.skipif(not FILES, reason="MASK2FORMER_CONFIGS does not name the original's configs")
