@@ -75,8 +75,8 @@ def test_a_whole_number_and_an_exponent_will_do_for_a_float(tmp_path):
             r"config.yaml:1: the tag !!python/object/apply:os.system .*refused",
         ),
         (
-            'INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 8)]"]\n',
-            r"config.yaml:2: .*apply:eval would run code and is refused; write \[256, 307, 358\] instead",
+            'INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[open(x) for x in range(5, 8)]"]\n',
+            r"config.yaml:2: .*apply:eval would run code and is refused, except .*: it holds more than arithmetic",
         ),
         ("X: !!python/tuple [1]\n", r"config.yaml:1: the tag !!python/tuple"),
         ('_BASE_: "config.yaml"\n', r"leads back"),
@@ -156,6 +156,21 @@ def test_a_config_in_python_is_one_line_that_names_the_way(tmp_path):
     with pytest.raises(InputError, match=r"lazy.py is Python.*LazyConfig attaches Hi-CL.*read YAML") as error:
         load_config(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ['["{}"]', '"{}"', '!!str "{}"'])
+def test_the_list_over_a_range_in_mask2formers_files_is_computed(tmp_path, form):
+    if form.startswith("!!str"):  # a tag of its own: the text as it is
+        value, expected = form, "no list"
+    else:
+        value, expected = f"!!python/object/apply:eval {form}", [256, 307, 358]
+    text = value.replace("{}", "[int(x * 0.1 * 512) for x in range(5, 8)]")
+    path = write(tmp_path, f"INPUT: {{MIN_SIZE_TRAIN: {text}}}\n")
+    if expected == "no list":
+        with pytest.raises(InputError, match=r"MIN_SIZE_TRAIN must be a"):
+            load_config(path)
+    else:
+        assert list(load_config(path).INPUT.MIN_SIZE_TRAIN) == expected
 
 
 @pytest.mark.skipif(USES_DETECTRON2, reason="Detectron2's config imports torch")

@@ -4,7 +4,6 @@ A tag that would run code, a key that is given twice and a document that grows w
 with file and line. Values are plain: numbers, text, lists, mappings; a date is text.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.expression import list_of_range
 
 BASE_KEY = "_BASE_"
 # A document's nodes with its aliases written out, and how deep they may be nested.
@@ -21,8 +21,8 @@ MOST_NODES = 200_000
 MOST_LEVELS = 100
 YAML_TAG = "tag:yaml.org,2002:"
 PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
-# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
-SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
+# The tag of the one expression in Mask2Former's files, which is computed without running code.
+EVAL_TAG = f"{PYTHON_TAG}object/apply:eval"
 
 
 # The names of a key and of those above it, as they are written: ("SOLVER", "MAX_ITER").
@@ -56,12 +56,19 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a date stays text."""
+    """YAML's safe loader, except that a date stays text and that the lists of `list_of_range` are computed."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{YAML_TAG}timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+def _construct_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int | float]:
+    return list_of_range(_expression(node))
+
+
+_Loader.add_constructor(EVAL_TAG, _construct_list)
 
 
 def read_yaml(path: Path, kind: str = "config file") -> Document:
@@ -148,10 +155,7 @@ def _checked_keys(root: yaml.Node, file: Path) -> Iterator[Key]:
                 f"{place}: the document is too large or nested too deeply, its aliases written out"
             )
         if node.tag.startswith(PYTHON_TAG):
-            tag = node.tag.removeprefix(YAML_TAG)
-            raise InputError(
-                f"{place}: the tag !!{tag} would run code and is refused; write {_without_code(node)}"
-            )
+            _check_expression(node, place)
         if isinstance(node, yaml.SequenceNode):
             waiting += [(child, above, level + 1) for child in node.value]
         elif isinstance(node, yaml.MappingNode):
@@ -175,11 +179,23 @@ def _own_keys(node: yaml.MappingNode, above: KeyPath, file: Path) -> Iterator[Ke
         yield Key((*above, name), line, key.tag.removeprefix(YAML_TAG))
 
 
-def _without_code(node: yaml.Node) -> str:
-    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
-    scalars = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    found = SCALED_SIZES.search("".join(str(part.value) for part in scalars))
-    if found is None:
-        return "the value itself (a list, a number, a string)"
-    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
-    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
+def _check_expression(node: yaml.Node, place: str) -> None:
+    """Raise InputError for a tag that asks for code, unless it is a list that can be computed without running any."""
+    refused = f"{place}: the tag !!{node.tag.removeprefix(YAML_TAG)} would run code and is refused"
+    instead = "write the value itself (a list, a number, a string)"
+    if node.tag != EVAL_TAG:
+        raise InputError(f"{refused}; {instead}")
+    try:
+        list_of_range(_expression(node))
+    except ValueError as error:
+        raise InputError(
+            f"{refused}, except for a list as [int(x * 0.1 * 512) for x in range(5, 21)]: {error}; {instead}"
+        ) from None
+
+
+def _expression(node: yaml.Node) -> str:
+    """Return the text below the tag: the node itself, or the one element of its sequence."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if len(parts) != 1 or not isinstance(parts[0], yaml.ScalarNode):
+        raise ValueError("it takes one text")
+    return str(parts[0].value)

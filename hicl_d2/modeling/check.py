@@ -15,7 +15,12 @@ from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
 from hicl_d2.modeling.efficientnet_lite.check import check_efficientnet_lite, efficientnet_lite_strides
 from hicl_d2.modeling.hugging_face.config import check_transformers_segmentor
-from hicl_d2.modeling.mask_former.check import MASK_FORMERS, check_mask_former, check_mask_former_head
+from hicl_d2.modeling.mask_former.check import (
+    MASK_FORMERS,
+    check_mask_former,
+    check_mask_former_head,
+    check_task,
+)
 from hicl_d2.modeling.panoptic_deeplab.check import check_panoptic_deeplab
 from hicl_d2.modeling.settings import base_architecture, check_features
 from hicl_d2.modeling.swin.check import SWIN_STRIDES, check_swin
@@ -37,6 +42,7 @@ def check_model_config(cfg: CfgNode) -> None:
     import hicl_d2.modeling.models  # noqa: F401 - the names that are checked
 
     model = cfg.MODEL
+    check_task(cfg)
     _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
     if model.META_ARCHITECTURE == "HiCL":
         _check_name(META_ARCH_REGISTRY, "MODEL.HICL.BASE", model.HICL.BASE)

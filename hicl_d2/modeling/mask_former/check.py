@@ -13,10 +13,25 @@ ONLY_OFFERED = {
     "MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
     "MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
     "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
-    "MASK_FORMER.TEST.SEMANTIC_ON": True,
-    "MASK_FORMER.TEST.INSTANCE_ON": False,
-    "MASK_FORMER.TEST.PANOPTIC_ON": False,
 }
+
+
+def check_task(cfg: CfgNode) -> None:
+    """Raise InputError for a config of the original for instance, panoptic or video segmentation."""
+    test, architecture = cfg.MODEL.MASK_FORMER.TEST, base_architecture(cfg)
+    if architecture == "VideoMaskFormer":
+        found = "MODEL.META_ARCHITECTURE is 'VideoMaskFormer', for instances in videos"
+    elif architecture not in MASK_FORMERS:
+        return
+    elif test.PANOPTIC_ON:
+        found = "MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True; what is offered here is False"
+    elif test.INSTANCE_ON:
+        found = "MODEL.MASK_FORMER.TEST.INSTANCE_ON is True; what is offered here is False"
+    elif not test.SEMANTIC_ON:
+        found = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False; what is offered here is True"
+    else:
+        return
+    raise InputError(f"{found}: Mask2Former trains and is tested for semantic segmentation only")
 
 
 def check_mask_former(cfg: CfgNode) -> None:

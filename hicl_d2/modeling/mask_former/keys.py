@@ -60,3 +60,13 @@ def add_mask_former_keys(cfg: CfgNode) -> None:
     settings.TEST.OVERLAP_THRESHOLD = 0.0
     # Whether masks are resized to the output before they are summed, which takes more memory.
     settings.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+    # Not read here, present so that the original's config files load: side of the images and scales of the jittering in
+    # instance and panoptic training; frames of a clip and its augmentations in video training.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.SAMPLING_FRAME_NUM = 2
+    cfg.INPUT.SAMPLING_FRAME_RANGE = 20
+    cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    cfg.INPUT.AUGMENTATIONS = []
