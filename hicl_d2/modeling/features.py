@@ -61,6 +61,8 @@ def _is_shown(name: str) -> bool:
 
 
 def _place(model: nn.Module, tap: Tap, size: tuple[int, int]) -> Place | None:
+    if tap.calls != 1:  # of several maps in one forward, none can be read
+        return None
     value, made = tap.value, False
     convert: Any = getattr(model, "semantic_logits", None)
     if convert is not None and isinstance(value, dict) and "pred_logits" in value:
