@@ -97,13 +97,14 @@ def test_sigterm_stops_all_processes_after_a_checkpoint(
 
 def _write(records: Path, rank: int, **record: Any) -> None:
     (records / f"{rank}.json").write_text(json.dumps({"signal": None, **record}))
+    (records / f"{rank}.ended").touch()
 
 
 def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
     _write(tmp_path, 0, kind="fault", time=1.0, message="connection closed by peer")
     _write(tmp_path, 1, kind="input", time=3.0, message="b.png is truncated")
     _write(tmp_path, 2, kind="input", time=2.0, message="a.png is truncated")
-    failure = _failure(tmp_path, RuntimeError("x"))
+    failure = _failure(tmp_path, RuntimeError("x"), range(len(list(tmp_path.glob("*.json")))))
     assert isinstance(failure, InputError)
     assert str(failure) == "a.png is truncated"
 
@@ -111,6 +112,8 @@ def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp
 def test_a_fault_is_told_with_the_traceback_of_the_first_process(tmp_path: Path) -> None:
     _write(tmp_path, 0, kind="fault", time=2.0, message="Traceback: connection closed by peer")
     _write(tmp_path, 1, kind="fault", time=1.0, message="Traceback: KeyError")
-    assert "Traceback: KeyError" in str(_failure(tmp_path, RuntimeError("x")))
+    assert "Traceback: KeyError" in str(
+        _failure(tmp_path, RuntimeError("x"), range(len(list(tmp_path.glob("*.json")))))
+    )
     unknown = RuntimeError("killed by SIGKILL")
-    assert _failure(tmp_path / "nothing", unknown) is unknown
+    assert _failure(tmp_path / "nothing", unknown, range(2)) is unknown
