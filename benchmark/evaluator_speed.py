@@ -51,7 +51,7 @@ def make_case(folder: Path, classes: int, height: int, width: int) -> tuple[str,
         "height": height,
         "width": width,
     }
-    name = f"evaluator_speed_{classes}"
+    name = f"evaluator_speed_{folder.name}_{classes}"
     DatasetCatalog.register(name, lambda: [record])
     MetadataCatalog.get(name).set(stuff_classes=[f"class {c}" for c in range(classes)], ignore_label=255)
     scores = torch.randn(classes, height, width, generator=torch.Generator().manual_seed(0))

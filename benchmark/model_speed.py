@@ -12,7 +12,6 @@ With --without-data nothing is computed: a training step is only followed, by sh
 memory at any crop and batch within seconds. A model that looks at values, as Mask2Former's matcher does, is refused.
 """
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -29,11 +28,14 @@ from speed.meter import measure, median_ratio, peak_bytes
 from tabulate import tabulate
 from torch import nn
 
-import hicl_d2.modeling  # noqa: F401 - registers models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
+from hicl_d2.command.cli import Parser, parse_with_overrides, run
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.settings import base_architecture, blank_size
 from hicl_d2.run.setup import PRECISIONS
 
@@ -59,12 +61,14 @@ FOOTPRINT_HEADERS = (
     "with the branch",
     "to plain",
 )
+# Detectron2's meta-architectures that images and label maps alone cannot train.
+WITH_INSTANCES = ("PanopticDeepLab", "PanopticFPN", "GeneralizedRCNN", "RetinaNet", "FCOS")
 DEFAULT = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
 
 
 def main() -> int:
     """Print one table per config; return 1 if the branch changes a prediction."""
-    parser = argparse.ArgumentParser(description="Time and memory of models with and without Hi-CL.")
+    parser = Parser(description="Time and memory of models with and without Hi-CL.", allow_abbrev=False)
     parser.add_argument(
         "--config-file", nargs="+", default=DEFAULT, help="configs with the branch (..._hicl.yaml)"
     )
@@ -74,11 +78,14 @@ def main() -> int:
     parser.add_argument(
         "--without-data", action="store_true", help="compute nothing: operators and memory of a step alone"
     )
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs that override the configs")
-    args = parser.parse_args()
+    args = parse_with_overrides(parser)
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
     configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
+    for cfg in configs.values():
+        check_model_config(cfg)
+        if base_architecture(cfg) in WITH_INSTANCES:
+            raise InputError(f"{base_architecture(cfg)} trains on instances, which are not made up here")
     if args.without_data:
         report_footprints(configs, args.batch)
         return 0
@@ -282,4 +289,4 @@ def inference_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("model_speed", lambda: sys.exit(main()))

@@ -5,34 +5,61 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from yacs.config import _VALID_TYPES
 
+from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, listing, one_line
-from hicl_d2.command.safe_yaml import Document, flatten, read_chain
+from hicl_d2.command.safe_yaml import Document, KeyPath, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.modeling.keys import add_model_keys
+
+# The section whose blocks carry names of the user's own, which may hold dots.
+CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
+# Lists of names whose defaults are empty.
+TEXT_LISTS = {(imports.KEY,), ("TEST", "EVALUATORS")} | {
+    ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
+}
+# What YAML calls keys that are text, and its key for merging a section in.
+TEXT_KEYS = ("str", "merge", "value")
 
 
 def get_hicl_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of DeepLab and of this project added."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_hicl_config(cfg)
-    return cfg
-
-
-def add_hicl_config(cfg: CfgNode) -> None:
-    """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
+    _add_extension_keys(cfg)
     _add_training_keys(cfg)
     add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
+    return cfg
+
+
+def add_hicl_config(cfg: CfgNode) -> None:
+    """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
+
+    Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs.
+    """
+    _add_absent(cfg, get_hicl_cfg())
+
+
+def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_absent(cfg[key], value)
+
+
+def _add_extension_keys(cfg: CfgNode) -> None:
+    # Modules of your own that are imported first: they may register data sets, contrasts, backbones, heads and metrics.
+    cfg.IMPORTS = []
 
 
 def _add_training_keys(cfg: CfgNode) -> None:
@@ -64,7 +91,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
-    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists.
+    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists (LIST,
+    # LABEL_VALUES, UNLABELLED, ...).
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     # Whether each worker keeps the training images that it has decoded in memory (5 bytes a pixel, the label map among
     # them); for data sets that fit NUM_WORKERS times.
@@ -76,7 +104,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # (two thirds of a window where none is given); no window: the image is predicted as a whole.
     cfg.TEST.WINDOW = []
     cfg.TEST.WINDOW_STRIDE = []
-    # Whether TEST.AUG (several sizes and flips) averages probabilities, or the model's scores as they are.
+    # Whether TEST.AUG (several sizes and flips) averages the softmax of the model's scores, or the scores as they are; those
+    # of Mask2Former are no logits and are never put through a softmax.
     cfg.TEST.AUG_SOFTMAX = True
     # Distance up to which pixels count as near a boundary, as a share of the diagonal; 0: boundaries are not scored.
     cfg.TEST.BOUNDARY_DISTANCE = 0.0
@@ -86,6 +115,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.SUBMISSION = False
     # Whether the official scorer of Cityscapes (cityscapesscripts) runs too.
     cfg.TEST.CITYSCAPES_SCORER = False
+    # Evaluators of your own that run too, by the names they were registered under (IMPORTS).
+    cfg.TEST.EVALUATORS = []
 
 
 def _add_branch_keys(cfg: CfgNode) -> None:
@@ -171,39 +202,104 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
+    if Path(file).suffix == ".py":
+        raise InputError(
+            f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
+            "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
+        )
+    documents = read_chain(Path(file))
     cfg = get_hicl_cfg()
-    for document in read_chain(Path(file)):
+    _import_extensions(cfg, documents, list(opts))
+    for document in documents:
         _merge(cfg, document)
     _merge_opts(cfg, list(opts))
     cfg.freeze()
     return cfg
 
 
+def _import_extensions(cfg: CfgNode, documents: Sequence[Document], opts: list[str]) -> None:
+    """Import what IMPORTS names in the end, and add the keys of the contrasts that were registered so."""
+    for document in documents:
+        if imports.KEY in document.content:
+            _set(cfg, (imports.KEY,), document.content[imports.KEY], document.place((imports.KEY,)))
+    for key, value in zip(opts[::2], opts[1::2], strict=False):
+        if key == imports.KEY:
+            _set(cfg, (imports.KEY,), value, "command line")
+    if not cfg.IMPORTS:
+        return
+    imports.import_modules(cfg.IMPORTS)
+    add_registered_keys(cfg)
+
+
+def add_registered_keys(cfg: CfgNode) -> None:
+    """Add to MODEL.HICL the keywords of contrasts that `hicl_d2.contrast.register_contrast` made known."""
+    from hicl_d2.contrast.build import registered_defaults  # not before it is needed: it imports torch
+
+    for keyword, default in registered_defaults().items():
+        key = keyword.upper()
+        if key not in cfg.MODEL.HICL and keyword != "ignore_value":  # that is SEM_SEG_HEAD.IGNORE_VALUE
+            cfg.MODEL.HICL[key] = list(default) if isinstance(default, tuple) else default
+
+
+def is_free(path: KeyPath, depth: int = 1) -> bool:
+    """Return whether ``path`` lies ``depth`` levels or more below DATASETS.CUSTOM, where keys are the user's own."""
+    return path[:2] == CUSTOM and len(path) >= 2 + depth
+
+
 def _merge(cfg: CfgNode, document: Document) -> None:
-    for key, value in flatten(document.content):
-        _set(cfg, key, value, document.place(key))
+    for key in document.keys:
+        if key.kind not in TEXT_KEYS and not is_free(key.path[:-1], 2):
+            raise InputError(
+                f"{document.path}:{key.line}: YAML reads the key {key.path[-1]} as {key.kind}, not as text; quote it"
+            )
+    for path, value in _leaves(document.content):
+        _set(cfg, path, value, document.place(path))
+
+
+def _leaves(content: dict[Any, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value and not is_free(above, 1):
+            yield from _leaves(value, (*above, str(key)))
+        else:
+            yield (*above, str(key)), value
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise InputError(f"overrides are pairs of KEY VALUE, but {opts[-1]!r} has no partner")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _set(cfg, key, value, "command line")
+        _set(cfg, _split(cfg, key), value, "command line")
 
 
-def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
-    """Set one key through yacs, which decodes the value and checks its type; a whole number will do for a float."""
-    _check_key(cfg, key, place)
-    if isinstance(value, dict):  # an empty section changes nothing
+def _split(cfg: CfgNode, key: str) -> KeyPath:
+    """Split a key at its dots, except those in the name of a data set below DATASETS.CUSTOM."""
+    parts = tuple(key.split("."))
+    if not is_free(parts):
+        return parts
+    rest = ".".join(parts[2:])
+    for name in sorted(cfg.DATASETS.CUSTOM, key=len, reverse=True):
+        if rest.startswith(f"{name}."):
+            return (*CUSTOM, name, rest.removeprefix(f"{name}."))
+    return (*CUSTOM, *(part for part in rest.rpartition(".")[::2] if part))
+
+
+def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
+    """Set one key: decode the value as yacs does and check its kind; a whole number will do for a float."""
+    _check_key(cfg, path, place)
+    key = ".".join(path)
+    if isinstance(value, dict) and not is_free(path, 2):  # an empty section changes nothing
         return
-    if not isinstance(value, (*_VALID_TYPES, type(None))):
-        value = str(value)  # a YAML date, say: yacs knows numbers, strings, lists and tuples
-    if not _has(cfg, key):
-        _add(cfg, key, CfgNode._decode_cfg_value(value))
+    if not isinstance(value, (*_VALID_TYPES, type(None), dict)):
+        value = str(value)  # yacs knows numbers, strings, lists and tuples
+    if is_free(path) or not _has(cfg, path):
+        _add(cfg, path, _decoded(value) if is_free(path) else CfgNode._decode_cfg_value(value))
         return
-    before = _get(cfg, key)
+    before = _get(cfg, path)
     if isinstance(before, CfgNode):
         raise InputError(f"{place}: {key} is a section; set one of its keys ({listing(before)})")
+    if isinstance(before, str):
+        _get(cfg, path[:-1])[path[-1]] = _text(path, value, place)
+        return
     try:
         decoded = CfgNode._decode_cfg_value(value)
         if isinstance(before, float) and type(decoded) is int:
@@ -211,14 +307,34 @@ def _set(cfg: CfgNode, key: str, value: Any, place: str) -> None:
         cfg.merge_from_list([key, decoded])
     except (ValueError, AssertionError, KeyError):
         raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
-    kind = _kind_of_elements(key)
+    kind = _kind_of_elements(path)
     if kind is not None and not all(isinstance(element, kind) for element in decoded or ()):
-        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}")
+        hint = "; quote each of them" if kind == (str,) else ""
+        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}{hint}")
 
 
-def _kind_of_elements(key: str) -> tuple[type, ...] | None:
+def _decoded(value: Any) -> Any:
+    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is."""
+    decoded = CfgNode._decode_cfg_value(value)
+    return value if isinstance(value, str) and not isinstance(decoded, list | tuple | dict | str) else decoded
+
+
+def _text(path: KeyPath, value: Any, place: str) -> str | None:
+    """Return ``value`` as the text that it is, also where it looks like a number."""
+    decoded = CfgNode._decode_cfg_value(value)
+    if decoded is None and path[-1].endswith("NORM"):  # what Detectron2 takes for "no norm"
+        return None
+    if isinstance(value, str):
+        return decoded if isinstance(decoded, str) else value
+    hint = "" if isinstance(value, list | tuple) else "; quote it, or YAML does not read it as text"
+    raise InputError(f"{place}: {'.'.join(path)} must be a str, not {value!r}{hint}")
+
+
+def _kind_of_elements(path: KeyPath) -> tuple[type, ...] | None:
     """Return what the elements of a list key may be: as those of its default; None where that does not say."""
-    default = _get(_defaults(), key)
+    if path in TEXT_LISTS:
+        return (str,)
+    default = _get(_defaults(), path)
     kinds = {type(element) for element in default} if isinstance(default, list | tuple) else set()
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind not in (int, float, str):
@@ -231,45 +347,45 @@ def _defaults() -> CfgNode:
     return get_hicl_cfg()
 
 
-def _has(cfg: CfgNode, key: str) -> bool:
+def _has(cfg: CfgNode, path: KeyPath) -> bool:
     node: Any = cfg
-    for part in key.split("."):
+    for part in path:
         if not isinstance(node, CfgNode) or part not in node:
             return False
         node = node[part]
     return True
 
 
-def _add(cfg: CfgNode, key: str, value: Any) -> None:
+def _add(cfg: CfgNode, path: KeyPath, value: Any) -> None:
     """Add a key below a section that takes new ones."""
-    *sections, last = key.split(".")
+    *sections, last = path
     node = cfg
     for part in sections:
-        if part not in node:
+        if not isinstance(node.get(part), CfgNode):
             node[part] = CfgNode(new_allowed=True)
         node = node[part]
     node[last] = value
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
+def _get(cfg: CfgNode, path: KeyPath) -> Any:
     node: Any = cfg
-    for part in key.split("."):
+    for part in path:
         node = node.get(part) if isinstance(node, CfgNode) else None
     return node
 
 
-def _check_key(cfg: CfgNode, key: str, place: str) -> None:
+def _check_key(cfg: CfgNode, path: KeyPath, place: str) -> None:
     node: Any = cfg
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
+    key = ".".join(path)
+    for depth, part in enumerate(path):
         if not isinstance(node, CfgNode):
-            raise InputError(f"{place}: {key}: {'.'.join(parts[:depth])} holds a value, not a section")
+            raise InputError(f"{place}: {key}: {'.'.join(path[:depth])} holds a value, not a section")
         if part not in node:
             if node.is_new_allowed():
                 return
             near = difflib.get_close_matches(part, list(node), n=1) or _elsewhere(cfg, part)
             hint = (
-                f"; did you mean {'.'.join([*parts[:depth], near[0]]) if near[0] in node else near[0]}?"
+                f"; did you mean {'.'.join([*path[:depth], near[0]]) if near[0] in node else near[0]}?"
                 if near
                 else ""
             )
@@ -279,5 +395,5 @@ def _check_key(cfg: CfgNode, key: str, place: str) -> None:
 
 def _elsewhere(cfg: CfgNode, name: str) -> list[str]:
     """Return the known key whose last part is ``name``, if there is exactly one."""
-    found = [key for key, _ in flatten(cfg) if key.rsplit(".", 1)[-1] == name]
+    found = [".".join(path) for path, _ in _leaves(cfg) if path[-1] == name]
     return found if len(found) == 1 else []

@@ -20,7 +20,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +146,7 @@ def read_labels(
         return grey
     if turned.mode not in ("1", "L", "P", "I", *SIXTEEN_BITS):
         raise InputError(
-            f"{path}: a label map has one channel of up to 16 bits with class numbers, this one is {turned.mode}"
+            f"{path}: a label map has one channel of 8 or 16 bits with class numbers, this one is {turned.mode}"
         )
     labels = np.asarray(turned)
     if turned.mode == "I":
@@ -182,7 +182,7 @@ def palette_in_header(path: str | Path) -> np.ndarray | None:
     try:
         with _open(path) as image:
             palette = image.palette
-            if image.mode != "P" or image.format != "PNG" or palette is None or palette.rawmode != "RGB":
+            if image.mode != "P" or image.format != "PNG" or palette is None:
                 return None
             return np.frombuffer(bytes(palette.palette), dtype=np.uint8).reshape(-1, 3)
     except UNREADABLE as error:
@@ -264,9 +264,14 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
 
 def _check_mode(path: str | Path, image: Image.Image) -> None:
     if image.mode not in IMAGE_MODES and not is_16_bits(image.mode, str(image.format)):
-        kind = {"F": "floating-point values", "I": "32-bit or signed values"}.get(image.mode, image.mode)
+        kinds = {"F": "floating-point values", "I": "32-bit or signed values"}
+        kind = (
+            f"{kinds[image.mode]}, of which no scale"
+            if image.mode in kinds
+            else f"colours of the mode {image.mode}, of which no way"
+        )
         raise InputError(
-            f"{path}: this image holds {kind}, of which no scale to 8 bits is known; save it with 8 or 16 bits a channel"
+            f"{path}: this image holds {kind} to 8-bit RGB is known; save it with 8 or 16 bits a channel"
         )
 
 
@@ -323,19 +328,22 @@ def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: 
         raise InputError(
             f"{path}: label value {values[0]} ({counts[0]} pixels{more}) is outside the {num_classes} "
             f"classes, 0 to {num_classes - 1}, and is not the ignored value {ignore_value}"
-            f"{shift_hint(values.tolist(), num_classes)}"
+            f"{value_hint(values.tolist(), num_classes, ignore_value)}"
         )
 
 
-def shift_hint(wrong: list[int], num_classes: int) -> str:
-    """Return what to do if labels outside the classes look as if counted from 1, or as a mask of 0 and 255; "" if not."""
-    if wrong == [num_classes]:
-        return "; if classes count from 1 here, give IGNORE: 0 in DATASETS.CUSTOM (or map them with LABEL_VALUES)"
-    return (
-        "; if values stand for classes, map them with LABEL_VALUES in DATASETS.CUSTOM"
-        if wrong == [255]
-        else ""
-    )
+def value_hint(values: Iterable[int], num_classes: int, ignore_value: int) -> str:
+    """Return what to do about label values that look as if classes counted from 1, or were masks of 0 and 255; "" otherwise.
+
+    ``values`` are all that occur, or those that are wrong.
+    """
+    found = set(values)
+    if num_classes in found and max(found - {ignore_value}) == num_classes:
+        cure = f"IGNORE: 0 (0 is no class) or LABEL_VALUES: [1, ..., {num_classes}]"
+        return f"; if classes count from 1 to {num_classes}, say so in DATASETS.CUSTOM: {cure}"
+    if 255 in found and found <= {0, 255} and num_classes > 1:
+        return "; if 255 is a class here, say so in DATASETS.CUSTOM: LABEL_VALUES: {0: name, 255: name}"
+    return ""
 
 
 def check_sizes(image: Image.Image, labels: np.ndarray, record: dict[str, Any]) -> None:

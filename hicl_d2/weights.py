@@ -7,24 +7,19 @@ A pickle may ask for any function of any module. A ``.pth`` file is read with to
 import collections
 import hashlib
 import io
-import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
+from hicl_d2.command.address import ALGORITHMS
 from hicl_d2.command.errors import InputError, one_line
 
-# Set (by --download) to fetch weights from an address that comes without a checksum.
-DOWNLOAD = "HICL_DOWNLOAD"
-# Addresses that stand for Detectron2's own model zoo, which Detectron2 (or the built-in runtime) fetches over https.
-ZOO = ("detectron2", "catalog")
 # The attribute by which a zip archive's list of records marks a folder.
 _FOLDER = 0x10
 
@@ -33,45 +28,16 @@ class DamagedError(InputError):
     """Raised for a file of weights that cannot be read: cut off, changed, or no such file at all."""
 
 
-def check_address(path: str) -> None:
-    """Raise InputError if ``path`` is a URL that is not to be fetched.
-
-    That is any but https, and https without a checksum (``#sha256=`` and 64 hexadecimal digits at its end)
-    unless the user asked for it. A local path and the addresses of Detectron2's model zoo pass.
-    """
-    url = urlparse(path)
-    if "://" not in path or url.scheme in ZOO:
-        return
-    if url.scheme != "https":
-        raise InputError(
-            f"weights {path}: only https is fetched, not {url.scheme}; download the file yourself"
-        )
-    if checksum(path) is None and os.environ.get(DOWNLOAD) != "1":
-        raise InputError(
-            f"weights {path} are on another machine and have no checksum; add #sha256= and its 64 digits, or "
-            "allow the download with --download"
-        )
-
-
-def checksum(path: str) -> str | None:
-    """Return the SHA-256 that ends a URL, None if there is none; InputError for one that is no SHA-256."""
-    fragment = urlparse(path).fragment if "://" in path else ""
-    if not fragment:
-        return None
-    found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if found is None:
-        raise InputError(f"weights {path}: what follows # must be sha256= and 64 hexadecimal digits")
-    return found[1].lower()
-
-
 def check_content(file: str | Path, expected: str, address: str) -> None:
-    """Raise InputError, and remove ``file``, if its SHA-256 is not the ``expected`` one."""
+    """Raise InputError, and remove ``file``, if its checksum does not begin with the ``expected`` digits."""
+    algorithm = ALGORITHMS.get(len(expected), "sha256")
     with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    if not found.startswith(expected):
         Path(file).unlink()
+        name = algorithm.upper().replace("SHA", "SHA-")
         raise InputError(
-            f"weights {address}: the file that came has the SHA-256 {found}; it was removed again"
+            f"weights {address}: the file that came has the {name} {found}; it was removed again"
         )
 
 
@@ -104,20 +70,35 @@ def check_names_and_tensors(file: str, weights: Any) -> None:
     if not isinstance(weights, dict):
         raise InputError(f"weights {file} are of type {type(weights).__name__}; expected names and tensors")
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor | np.ndarray):
+        if not isinstance(value, torch.Tensor | np.ndarray | np.generic) or not isinstance(name, str):
             kind = type(value).__name__
             raise InputError(f"weights {file}: {name} is of type {kind}; expected a tensor")
 
 
+def to_tensors(file: str, weights: dict[str, Any]) -> None:
+    """Put tensors in the place of NumPy's arrays and numbers. Raises InputError for one that holds no numbers."""
+    for name, value in weights.items():
+        if isinstance(value, np.ndarray | np.generic):
+            array = np.asarray(value)
+            native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+            try:
+                weights[name] = torch.from_numpy(native)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"weights {file}: {name} is an array of {array.dtype}; expected numbers"
+                ) from None
+
+
 def read_torch(file: str) -> Any:
-    """Return the content of a file that torch wrote, on the CPU.
+    """Return the content of a file that torch wrote, on the CPU; NumPy's arrays and numbers may be in it.
 
     Raises DamagedError if it cannot be read, InputError if it asks for more than weights.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_SAFE_FOR_TORCH):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything at all
-        asked = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        asked = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
         raise (_refused(file, asked[1]) if asked else _damaged(file, error)) from None
 
 
@@ -203,3 +184,29 @@ def _safe_names() -> dict[str, Callable[..., Any]]:
 
 
 _SAFE = _safe_names()
+
+
+def _named(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` under the name ``path``, by which torch's reader looks it up."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__module__, _, call.__qualname__ = path.rpartition(".")
+    call.__name__ = call.__qualname__
+    return call
+
+
+def _safe_for_torch() -> list[Any]:
+    """Return what torch's reader may call besides its own: what NumPy's arrays and numbers are made of."""
+    functions = [
+        _named(path, function)
+        for path, function in _SAFE.items()
+        if path.startswith(("numpy.core.", "numpy._core."))
+    ]
+    # The classes of the dtypes are never asked for by name, but their objects get their state from the file.
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    return [*functions, np.ndarray, np.dtype, *kinds, bytes, frozenset]
+
+
+_SAFE_FOR_TORCH = _safe_for_torch()

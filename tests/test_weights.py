@@ -2,21 +2,25 @@
 
 import ast
 import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.address import DOWNLOAD, check_address, checksum, place_of
 from hicl_d2.command.errors import InputError
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.weights import (
-    DOWNLOAD,
     DamagedError,
-    check_address,
     check_content,
     check_whole,
-    checksum,
     read_torch,
 )
 
@@ -48,7 +52,145 @@ def test_https_needs_a_checksum_or_the_users_word(monkeypatch: pytest.MonkeyPatc
     check_address("https://a.example/w.pth")
 
 
-@pytest.mark.parametrize("end", ["#sha256=12", "#md5=" + "0" * 32, "#sha256=" + "g" * 64])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+def test_what_is_fetched_has_the_checksum_that_was_named(algorithm: str, tmp_path: Path) -> None:
+    file, digits = tmp_path / "w", hashlib.new(algorithm, b"abc").hexdigest()
+    ends = [digits, digits.upper(), *([digits[:8], digits[:20]] if algorithm == "sha256" else [])]
+    for end in ends:
+        file.write_bytes(b"abc")
+        address = f"https://a.example/w.pth?matching_heuristics=True#{algorithm}={end}"
+        check_address(address)
+        expected = checksum(address)
+        assert expected == end.lower()
+        check_content(file, expected, address)
+        assert file.exists()
+        file.write_bytes(b"abd")
+        with pytest.raises(
+            InputError, match=rf"has the {algorithm.upper().replace('SHA', 'SHA-')} [0-9a-f]+; it was"
+        ):
+            check_content(file, expected, address)
+        assert not file.exists()
+
+
+def test_without_a_connection_the_file_and_its_folder_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+
+    def unreachable(path: str, **options: object) -> str:
+        raise OSError("name or service not known")
+
+    for address, place in (
+        (f"https://a.example/b/w.pth?matching_heuristics=True#sha256={DIGITS}", "b"),
+        ("detectron2://DeepLab/w.pth", "detectron2/DeepLab"),
+    ):
+        checkpoints = Checkpoints(nn.Linear(2, 2))
+        monkeypatch.setattr(type(checkpoints.path_manager), "__getattr__", lambda self, name: unreachable)
+        with pytest.raises(InputError, match="name or service not known") as caught:
+            checkpoints.load_weights(address, whole=True)
+        assert str(caught.value).endswith(f"fetch w.pth elsewhere and put it into {tmp_path / place}")
+
+
+def test_a_file_that_was_put_there_by_hand_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    model, source = nn.Linear(2, 2), nn.Linear(2, 2)
+    for address in ("https://a.example/b/c/w.pth", "detectron2://DeepLab/w.pth"):
+        file = place_of(address)
+        file.parent.mkdir(parents=True)
+        torch.save({"model": source.state_dict()}, file)
+        right = hashlib.sha256(file.read_bytes()).hexdigest()
+        nn.init.zeros_(model.weight)
+        Checkpoints(model).load_weights(
+            address + (f"#sha256={right}" if "https" in address else ""), whole=True
+        )
+        assert torch.equal(model.weight, source.weight)
+
+
+CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+
+
+def test_the_configs_name_the_checksums_that_are_published() -> None:
+    """Those of torchvision's files stand in their names; Swin-T's is in OpenVINO's model zoo."""
+    addresses = {
+        line.partition("WEIGHTS:")[2].strip().strip('"')
+        for file in CONFIGS
+        for line in file.read_text().splitlines()
+        if "https://" in line and "WEIGHTS:" in line
+    }
+    with_one = set()
+    for address in addresses:
+        name, digits = address.rsplit("/", 1)[1].partition("?")[0], checksum(address)
+        published = re.search(r"-([0-9a-f]{8})\.pth", name)
+        if published:
+            assert digits == published[1]
+        if digits is not None:
+            with_one.add(name.partition("#")[0])
+    assert with_one == {"resnet101-63fe2227.pth", "swin_tiny_patch4_window7_224.pth"}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_s_numbers_and_arrays_are_read_in_torch_s_files(zipped: bool, tmp_path: Path) -> None:
+    codes = [code for code in np.typecodes["All"] if code not in "OVMm"]
+    content = {
+        "numbers": [np.ones(1, code)[0] for code in codes],
+        "arrays": [np.ones((2, 3), code) for code in codes],
+        "other order": np.arange(3, dtype=">i4"),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 2)),
+        "time": np.datetime64("2020-01-02"),
+        "fields": np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        "objects": np.array(["a", None], dtype=object),
+        "rest": [b"", b"x", {1}, frozenset({2}), 3j, np.float64(0.5)],
+    }
+    file = tmp_path / "w.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    read = read_torch(str(file))
+    assert read["rest"] == content["rest"]
+    for name in ("numbers", "arrays"):
+        for found, wanted in zip(read[name], content[name], strict=True):
+            assert isinstance(found, np.generic if name == "numbers" else np.ndarray)
+            assert found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found, wanted)
+    for name in ("other order", "columns", "empty", "time", "fields", "objects"):
+        np.testing.assert_array_equal(read[name], content[name])
+
+
+class _Calls:
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._reduced = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+
+@pytest.mark.parametrize(
+    ("evil", "asked"),
+    [
+        (_Calls(os.system, "touch ran"), r"posix\.system"),
+        (_Calls(eval, "open('ran', 'w')"), r"eval"),
+        (_Calls(open, "ran", "w"), r"open"),
+        (_Calls(np.load, "ran"), r"numpy\.load"),
+        (_Calls(np.fromfile, "ran"), r"fromfile"),
+        (_Calls(subprocess.Popen, ["touch", "ran"]), r"(subprocess|commands)\.Popen"),
+        (np.array([_Calls(open, "ran", "w")], dtype=object), r"open"),
+    ],
+)
+def test_a_torch_file_beside_numpy_s_still_runs_nothing(
+    evil: Any, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"w": torch.ones(1)}, "a": np.float64(1), "b": evil}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=asked) as caught:
+        read_torch(str(tmp_path / "w.pth"))
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["#sha256=12", "#sha384=" + "0" * 95, "#sha256=" + "0" * 65, "#md5=" + "0" * 32, "#sha256=" + "g" * 64],
+)
 def test_a_checksum_that_is_none_is_refused(end: str) -> None:
     with pytest.raises(InputError, match="must be sha256= and 64 hexadecimal digits"):
         check_address(f"https://a.example/w.pth{end}")

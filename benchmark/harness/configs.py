@@ -1,4 +1,4 @@
-"""What a config file says in the end: its chain of bases merged, and overrides on top."""
+"""Resolving a config file: its ``_BASE_`` chain merged, overrides on top."""
 
 import ast
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Configs:
             for document in read_chain(path):
                 merged.update(flatten(document.content))
             self._flat[path] = {key: literal(value) for key, value in merged.items()}
-        changes = {key: literal(value) for key, value in flatten(overrides)}
+        changes = {key: literal(value) for key, value in flatten(overrides).items()}
         return {**self._flat[path], **changes}
 
 

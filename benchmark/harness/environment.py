@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Return the versions of all packages, by the names of their folders: reading every file takes long."""
+    """Return the versions of all packages, by the names of their folders, since reading every metadata file is slow."""
     found: dict[str, str] = {}
     for place in sys.path:
         for path in Path(place or ".").glob("*.dist-info"):

@@ -17,7 +17,7 @@ GOOD, OFF, MISSING = "ok", "OFF", "MISSING"
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a metric of some cells must be, give or take the tolerance."""
+    """The value that a metric of some cells must have, within a tolerance."""
 
     cell: str
     metric: str
@@ -27,7 +27,7 @@ class Expectation:
 
 
 def read_expected(path: Path, matrix: str) -> list[Expectation]:
-    """Return what is expected of a matrix; InputError if the file has nothing on it, or nonsense."""
+    """Return what is expected of a matrix; InputError if the file does not name it or is malformed."""
     content = read_yaml(path, "file of expected results").content
     if not isinstance(content.get(matrix), list) or not content[matrix]:
         raise InputError(f"{path} expects nothing of the matrix {matrix}; add a list under {matrix}:")

@@ -1,4 +1,4 @@
-"""Run cells on this machine, as many at a time as there are places."""
+"""Run cells on this machine, as many at a time as there are slots."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class Outcome:
-    """What came of a run: failures by slug, and why cells that could have been started were not."""
+    """Failures of a run by slug, and why it left cells out that it could have started (None: it did not)."""
 
     failed: dict[str, Failure] = field(default_factory=dict)
     left_out: str | None = None
@@ -96,7 +96,7 @@ class LocalExecutor:
     # ------------------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        """Start waiting cells in order; one that does not fit now lets smaller ones pass."""
+        """Start waiting cells in order; a smaller one may overtake one that does not fit now."""
         passed: list[Cell] = []
         while self._waiting and self._is_open():
             cell = self._waiting.popleft()
@@ -104,7 +104,7 @@ class LocalExecutor:
             if slot is None:
                 passed.append(cell)
                 if not cell.resources.gpus or not self._slots.gpus:
-                    break  # no place on the CPU is left for any other either
+                    break  # no slot on the CPU is left for any other either
                 continue
             write_manifest(cell, self._matrix, self._output, command(cell, self._script, self._output))
             try:
@@ -129,7 +129,7 @@ class LocalExecutor:
         return self._labels.get(cell.slug, cell.name)
 
     def _wait(self) -> None:
-        """Wait until a training ends, a moment at most."""
+        """Wait until a training ends, POLL_SECONDS at most."""
         poll = select.poll()
         handles = []
         for training in self._running:
@@ -143,19 +143,19 @@ class LocalExecutor:
                 os.close(handle)
 
     def _prepare(self) -> None:
-        """Write the manifest of the cell that comes next, while the others train."""
+        """Write the manifest of the next cell in the time that the others train."""
         for cell in itertools.islice(self._waiting, 1):
             write_manifest(cell, self._matrix, self._output, command(cell, self._script, self._output))
 
     def _collect(self) -> None:
-        """Free the places of trainings that have ended, start the next ones, then note how the former ended."""
+        """Free the slots of trainings that have ended, start the next ones, then record how the former ended."""
         ended = [training for training in self._running if training.has_ended()]
         shared = [self._slots.is_shared(training.slot) for training in ended]
         for training in ended:
             training.kill()
             self._running.remove(training)
             self._slots.give_back(training.slot)
-        # Whether one has failed must be known first where that ends the run.
+        # With --fail-fast a failure ends the run, so judge those that ended before starting others.
         if self._is_open() and not self._fail_fast and all(t.process.returncode == 0 for t in ended):
             self._start_what_fits()
         for training, was_shared in zip(ended, shared, strict=True):

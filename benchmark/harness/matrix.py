@@ -125,7 +125,7 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
 
 
 class _Builder:
-    """Makes cells; files that many of them share are read once."""
+    """Builds the cells of a matrix; reads a file that many of them share once."""
 
     def __init__(
         self, path: Path, top: Point, extra: Mapping[str, Any], known_data: Mapping[str, str]
@@ -262,7 +262,7 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
 def _included(
     content: Any, seeds: list[int], axes: list[list[Point]], path: Path
 ) -> Iterator[tuple[tuple[Point, ...], int]]:
-    """Yield cells beside the product: names on axes, known ones with what they bring along, and own keys."""
+    """Yield the cells that entries add to the product: the points they name, merged with the entry's own keys."""
     known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
     for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
         own = read_point("", entry, place)
@@ -319,7 +319,7 @@ def _report(content: Any, cells: list[Cell], path: Path) -> dict[str, Any]:
 
 
 def _check_different(cells: list[Cell], path: Path) -> None:
-    """Raise InputError for two cells with one identity; where a config is missing, it is not known."""
+    """Raise InputError for two cells of one name or identity (which is not known where a config is missing)."""
     first: dict[tuple[str, str], Cell] = {}
     named: dict[str, Cell] = {}
     for cell in cells:

@@ -24,6 +24,8 @@ class Signals:
         self._is_noted = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP == self.signum:
+            return  # the shell and the system both tell it
         self.signum = signum
         if not self._is_noted:
             raise Interrupted(signum)

@@ -1,4 +1,4 @@
-"""What the cells are doing now, as a table that needs no colours."""
+"""The state of every cell, as a plain table."""
 
 from collections import Counter
 from pathlib import Path

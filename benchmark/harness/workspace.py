@@ -1,4 +1,4 @@
-"""The folder of a matrix: whose it is, what is known of its data, and the cells that a command is about."""
+"""The folder of a matrix: which matrix it belongs to, fingerprints of its data, and the cells of a command."""
 
 import json
 from collections.abc import Mapping, Sequence

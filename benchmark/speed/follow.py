@@ -20,9 +20,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicl_d2.contrast.fused import host
+from hicl_d2.d2.structures import ImageList
+from hicl_d2.lite.structures import ImageList as OurImageList
 
 __all__ = ["Footprint", "LooksAtValuesError", "follow", "operators"]
 
+_from_tensors = OurImageList.from_tensors
 # Without an alias in their schema, but views, allocations or questions all the same.
 _NO_WORK = {
     "_unsafe_view",
@@ -73,7 +76,8 @@ def follow(model: nn.Module, step: Callable[[Callable[..., Any]], Tensor]) -> Fo
 
     Raises LooksAtValuesError where the model does.
     """
-    with mock.patch.object(host, "on_host", _elsewhere), FakeTensorMode() as mode:
+    by_numbers = mock.patch.object(ImageList, "from_tensors", staticmethod(_padded))
+    with mock.patch.object(host, "on_host", _elsewhere), by_numbers, FakeTensorMode() as mode:
         tensors = _fake(dict(model.named_parameters()), mode) | _fake(dict(model.named_buffers()), mode)
 
         def call(*args: Any) -> Any:
@@ -94,6 +98,12 @@ def follow(model: nn.Module, step: Callable[[Callable[..., Any]], Tensor]) -> Fo
 def _elsewhere(tensor: Tensor) -> bool:
     """Stand in for `on_host`; a mock would keep the tensors that it was asked about."""
     return False
+
+
+def _padded(*args: Any, **kwargs: Any) -> ImageList:
+    """Stand in for `ImageList.from_tensors`: Detectron2's looks at the images' sizes in a tensor, this one at numbers."""
+    images = _from_tensors(*args, **kwargs)
+    return ImageList(images.tensor, images.image_sizes)
 
 
 def _fake(tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:

@@ -5,14 +5,14 @@ import errno
 import os
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from hicl_d2.command import interrupts
 from hicl_d2.command.console import console, write_error
-from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, nearest, one_line
 
 # Set to have the traceback of an input error too.
 TRACEBACK = "HICL_TRACEBACK"
@@ -22,10 +22,28 @@ NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Parser(ArgumentParser):
-    """An ArgumentParser whose complaints are input errors: one line, as all others."""
+    """An ArgumentParser that raises InputError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def parse_with_overrides(parser: ArgumentParser, arguments: Sequence[str] | None = None) -> Namespace:
+    """Parse a command line that may end in overrides of the config, KEY VALUE ...; ``args.opts`` are their words.
+
+    ``--opts KEY VALUE ...`` is the same, for a line that ends in an option with several values. Raises InputError for an
+    option that does not exist.
+    """
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the config, as at the end"
+    )
+    args, rest = parser.parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("--"):
+            hint = nearest(word, parser._option_string_actions)
+            raise InputError(f"unknown option {word}{hint}; see --help")
+    args.opts = [*args.opts, *rest]
+    return args
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -78,7 +96,7 @@ def status(
         message = explain(error)
         if message is None or os.environ.get(TRACEBACK):
             raise
-        write_error(f"{tool}: {' '.join(message.split())}\n")
+        write_error(f"{tool}: {one_line(InputError(message))}\n")
         return 2
 
 

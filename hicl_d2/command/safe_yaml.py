@@ -1,40 +1,74 @@
 """Reading YAML that strangers wrote: config files with their ``_BASE_`` chain, and matrix files.
 
 A tag that would run code, a key that is given twice and a document that grows without bounds by its aliases are refused
-with file and line. Values are plain: numbers, text, dates, lists, mappings.
+with file and line. Values are plain: numbers, text, lists, mappings; a date is text.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.expression import list_of_range
 
 BASE_KEY = "_BASE_"
 # A document's nodes with its aliases written out, and how deep they may be nested.
 MOST_NODES = 200_000
 MOST_LEVELS = 100
-PYTHON_TAG = "tag:yaml.org,2002:python/"
-MERGE_TAG = "tag:yaml.org,2002:merge"
-# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
-SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
+YAML_TAG = "tag:yaml.org,2002:"
+PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
+# The tag of the one expression in Mask2Former's files, which is computed without running code.
+EVAL_TAG = f"{PYTHON_TAG}object/apply:eval"
+
+
+# The names of a key and of those above it, as they are written: ("SOLVER", "MAX_ITER").
+KeyPath = tuple[str, ...]
+
+
+class Key(NamedTuple):
+    """A key of a file: its path, its line (from 1), and what YAML reads it as ("str", "int", "bool", "merge", ...)."""
+
+    path: KeyPath
+    line: int
+    kind: str
 
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML file: its content, and the line (from 1) of every key by its dotted name ("SOLVER.MAX_ITER")."""
+    """A YAML file: its content and its keys in the order of their lines."""
 
     path: Path
     content: dict[str, Any]
-    lines: Mapping[str, int]
+    keys: tuple[Key, ...]
 
-    def place(self, key: str) -> str:
-        """Return where ``key`` stands, for a message: ``file:line``."""
-        return f"{self.path}:{self.lines.get(key, 1)}"
+    @cached_property
+    def lines(self) -> dict[KeyPath, int]:
+        """The line of every key."""
+        return {key.path: key.line for key in self.keys}
+
+    def place(self, path: KeyPath) -> str:
+        """Return where a key stands, for a message: ``file:line``."""
+        return f"{self.path}:{self.lines.get(path, 1)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that a date stays text and that the lists of `list_of_range` are computed."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{YAML_TAG}timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _construct_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int | float]:
+    return list_of_range(_expression(node))
+
+
+_Loader.add_constructor(EVAL_TAG, _construct_list)
 
 
 def read_yaml(path: Path, kind: str = "config file") -> Document:
@@ -51,9 +85,9 @@ def read_yaml(path: Path, kind: str = "config file") -> Document:
     except (OSError, ValueError) as error:
         raise InputError(f"{kind} {path} cannot be read: {one_line(error)}") from None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
-        lines = dict(_checked_keys(root, path)) if root is not None else {}
+        keys = sorted(_checked_keys(root, path), key=lambda key: key.line) if root is not None else []
         content = loader.construct_document(root) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -64,7 +98,7 @@ def read_yaml(path: Path, kind: str = "config file") -> Document:
         raise InputError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: it must hold keys and values, not a {type(content).__name__}")
-    return Document(path, content, lines)
+    return Document(path, content, tuple(keys))
 
 
 def read_chain(path: Path, kind: str = "config file") -> list[Document]:
@@ -83,63 +117,85 @@ def read_chain(path: Path, kind: str = "config file") -> list[Document]:
             return chain[::-1]
         if not isinstance(base, str):
             raise InputError(
-                f"{document.place(BASE_KEY)}: {BASE_KEY} must be the path of one config file, not {base!r}"
+                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one config file, not {base!r}"
             )
         path = path.parent / Path(base).expanduser()
         if path.resolve() in seen:
             raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
 
 
-def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings under dotted keys; an empty mapping is a value."""
+def leaves(content: Mapping[Any, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values of nested mappings with their paths; an empty mapping is a value."""
     for key, value in content.items():
-        name = f"{prefix}{key}"
+        path = (*above, str(key))
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{name}.")
+            yield from leaves(value, path)
         else:
-            yield name, value
+            yield path, value
 
 
-def _checked_keys(root: yaml.Node, path: Path) -> Iterator[tuple[str, int]]:
-    """Yield every key of a document with its line; InputError for what is refused.
+def flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return nested mappings as one level with dotted keys: {"SOLVER.MAX_ITER": 400}."""
+    return {".".join(path): value for path, value in leaves(content)}
+
+
+def _checked_keys(root: yaml.Node, file: Path) -> Iterator[Key]:
+    """Yield every key of a document; InputError for what is refused.
 
     Goes through the nodes as the document means them, aliases written out.
     """
-    waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 0)]
+    waiting: list[tuple[yaml.Node, KeyPath, int]] = [(root, (), 0)]
     count = 0
     while waiting:
-        node, prefix, level = waiting.pop()
+        node, above, level = waiting.pop()
         count += 1
-        place = f"{path}:{node.start_mark.line + 1}"
+        place = f"{file}:{node.start_mark.line + 1}"
         if count > MOST_NODES or level > MOST_LEVELS:
             raise InputError(
                 f"{place}: the document is too large or nested too deeply, its aliases written out"
             )
         if node.tag.startswith(PYTHON_TAG):
-            tag = node.tag.removeprefix("tag:yaml.org,2002:")
-            raise InputError(
-                f"{place}: the tag !!{tag} would run code and is refused; write {_without_code(node)}"
-            )
+            _check_expression(node, place)
         if isinstance(node, yaml.SequenceNode):
-            waiting += [(child, prefix, level + 1) for child in node.value]
+            waiting += [(child, above, level + 1) for child in node.value]
         elif isinstance(node, yaml.MappingNode):
-            seen: set[tuple[str, str]] = set()
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode):
-                    if (key.tag, key.value) in seen and key.tag != MERGE_TAG:
-                        raise InputError(f"{path}:{line}: the key {key.value} is given twice; remove one")
-                    seen.add((key.tag, key.value))
-                name = f"{prefix}{key.value}" if isinstance(key, yaml.ScalarNode) else prefix
-                yield name, line
-                waiting += [(key, prefix, level + 1), (value, f"{name}.", level + 1)]
+            keys = list(_own_keys(node, above, file))
+            yield from keys
+            for key, (name, value) in zip(keys, node.value, strict=True):
+                waiting += [(name, above, level + 1), (value, key.path, level + 1)]
 
 
-def _without_code(node: yaml.Node) -> str:
-    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
-    scalars = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    found = SCALED_SIZES.search("".join(str(part.value) for part in scalars))
-    if found is None:
-        return "the value itself (a list, a number, a string)"
-    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
-    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
+def _own_keys(node: yaml.MappingNode, above: KeyPath, file: Path) -> Iterator[Key]:
+    """Yield the keys of one mapping; InputError for one that is given twice."""
+    first: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        name = key.value if isinstance(key, yaml.ScalarNode) else f"[line {line}]"
+        if name in first and key.tag != MERGE_TAG:
+            raise InputError(
+                f"{file}:{line}: the key {name} is given twice, here and in line {first[name]}; put both into one"
+            )
+        first[name] = line
+        yield Key((*above, name), line, key.tag.removeprefix(YAML_TAG))
+
+
+def _check_expression(node: yaml.Node, place: str) -> None:
+    """Raise InputError for a tag that asks for code, unless it is a list that can be computed without running any."""
+    refused = f"{place}: the tag !!{node.tag.removeprefix(YAML_TAG)} would run code and is refused"
+    instead = "write the value itself (a list, a number, a string)"
+    if node.tag != EVAL_TAG:
+        raise InputError(f"{refused}; {instead}")
+    try:
+        list_of_range(_expression(node))
+    except ValueError as error:
+        raise InputError(
+            f"{refused}, except for a list as [int(x * 0.1 * 512) for x in range(5, 21)]: {error}; {instead}"
+        ) from None
+
+
+def _expression(node: yaml.Node) -> str:
+    """Return the text below the tag: the node itself, or the one element of its sequence."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if len(parts) != 1 or not isinstance(parts[0], yaml.ScalarNode):
+        raise ValueError("it takes one text")
+    return str(parts[0].value)

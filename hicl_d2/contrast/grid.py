@@ -1,4 +1,4 @@
-"""Labels at image resolution laid over the grid of a feature map."""
+"""Labels at image resolution, aligned with the grid of a feature map."""
 
 from dataclasses import dataclass
 
@@ -73,10 +73,12 @@ def infer_stride(label_size: tuple[int, int], feature_size: tuple[int, int]) -> 
 def align_labels(
     labels: Tensor, feature_size: tuple[int, int], num_classes: int, ignore_value: int = 255
 ) -> LabelGrid:
-    """Lay labels (B, H, W), integer, over a feature map of ``feature_size`` (h, w).
+    """Align labels (B, H, W), integer, with a feature map of ``feature_size`` (h, w).
 
-    ``ignore_value`` and everything outside 0 to num_classes - 1 becomes unlabelled, and so do the pixels added where
-    H or W is no multiple of the stride (`infer_stride`, which raises ValueError when the sizes do not fit).
+    ``ignore_value`` and everything outside 0 to num_classes - 1 becomes unlabelled, and so do the padding pixels where H
+    or W is no multiple of the stride.
+
+    Raises ValueError when the sizes do not fit (see `infer_stride`).
     """
     B, H, W = labels.shape
     h, w = feature_size
@@ -102,7 +104,7 @@ def _narrow(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def resize_logits(logits: Tensor, feature_size: tuple[int, int]) -> Tensor:
-    """Bring logits (B, K, h', w') to the feature map's grid, bilinearly, detached and at least float32."""
+    """Resize logits (B, K, h', w') to the feature map's (h, w), bilinearly; detached, float32 or float64."""
     logits = logits.detach()
     if logits.dtype != torch.float64:
         logits = logits.float()

@@ -104,17 +104,7 @@ def pair(
         total = number if uniform else (positives @ level_weights)[:, None]
         positive_weight = present if uniform else present * level_weights[levels]
         group_weight = level_weights.new_ones(1)
-    has_positives = (number > 0).to(dtype)
-    group_anchors = has_positives.sum(0)
-    world = 1
-    if across_processes:
-        dist.all_reduce(group_anchors)
-        world = dist.get_world_size()
-    # Groups that no anchor has positives in leave their weight to the others.
-    group_weight = group_weight * group_anchors.clamp(max=1.0)
-    per_anchor = world * group_weight / (group_weight.sum().clamp(min=_TINY) * group_anchors.clamp(min=1.0))
-    anchor_weight = has_positives * per_anchor
-    weight_per_positive = anchor_weight / total.clamp(min=_TINY)
+    anchor_weight = _weigh_anchors(number, group_weight, across_processes)
     return Pairing(
         K,
         anchors.group,
@@ -122,6 +112,23 @@ def pair(
         loss_group,
         positive_weight,
         anchor_weight,
-        weight_per_positive,
+        anchor_weight / total.clamp(min=_TINY),
         uniform and not separate,
     )
+
+
+def _weigh_anchors(positives: Tensor, group_weight: Tensor, across_processes: bool) -> Tensor:
+    """Divide the weight of each loss group (G,) evenly among the anchors that have ``positives`` (A, G) in it: (A, G).
+
+    All weights sum to 1, or to the number of processes over the anchors of them all. Groups in which no anchor has
+    positives leave their weight to the others.
+    """
+    has_positives = (positives > 0).to(group_weight.dtype)
+    group_anchors = has_positives.sum(0)
+    world = 1
+    if across_processes:
+        dist.all_reduce(group_anchors)
+        world = dist.get_world_size()
+    group_weight = group_weight * group_anchors.clamp(max=1.0)
+    per_anchor = world * group_weight / (group_weight.sum().clamp(min=_TINY) * group_anchors.clamp(min=1.0))
+    return has_positives * per_anchor

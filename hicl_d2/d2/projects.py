@@ -12,10 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("INSTANCE_HEADS_REGISTRY", "instance_head", "original", "panoptic_deeplab_mapper")
-
-# Heads of Panoptic-DeepLab's instances, by MODEL.INS_EMBED_HEAD.NAME; None without Detectron2.
-INSTANCE_HEADS_REGISTRY: Any = None
+__all__ = ("original", "panoptic_deeplab_mapper")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -25,14 +22,8 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
 
 
-def instance_head(cfg: Any, input_shape: Any) -> Any:
-    """Build Detectron2's head of centres and offsets of Panoptic-DeepLab."""
-    project = importlib.import_module("detectron2.projects.panoptic_deeplab")
-    return project.PanopticDeepLabInsEmbedHead(cfg, input_shape)
-
-
 def original(module: str, name: str) -> Any:
-    """Return ``detectron2.<module>.<name>``, for comparisons with Detectron2 itself.
+    """Return ``detectron2.<module>.<name>``.
 
     None without Detectron2, or without a package that the module needs (OpenCV, say).
     """
@@ -71,5 +62,4 @@ def _ids_of_colours(colours: Any) -> Any:
 if USES_DETECTRON2:
     importlib.import_module("detectron2.projects.deeplab")
     with _panopticapi():
-        _project = importlib.import_module("detectron2.projects.panoptic_deeplab.panoptic_seg")
-    INSTANCE_HEADS_REGISTRY = _project.INS_EMBED_BRANCHES_REGISTRY
+        importlib.import_module("detectron2.projects.panoptic_deeplab")

@@ -1,15 +1,12 @@
-"""Labels in other forms than class numbers: colours, palettes, COCO's polygons and run lengths."""
+"""Labels in other forms than class numbers: colours and palettes; COCO's are in :mod:`hicl_d2.data.coco`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.reading import UNREADABLE
+from hicl_d2.command.errors import InputError
+from hicl_d2.reading import read_label_colours
 
 Colour = tuple[int, int, int]
 KINDS = ("index", "colour", "coco")
@@ -34,22 +31,22 @@ class ColourMap:
         self._codes = codes[order]
         self._numbers = np.array(numbers, dtype=np.uint8)[order]
 
-    def read(self, path: Path) -> np.ndarray:
-        """Return the class numbers (H, W), uint8, of an RGB or palette image.
+    def numbers(self, rgb: np.ndarray) -> np.ndarray:
+        """Return the class number of every colour (H, W, 3), uint8, as int16 (H, W); -1 for unknown ones."""
+        codes = _code(rgb)
+        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[place] == codes, self._numbers[place].astype(np.int16), np.int16(-1))
+
+    def read(self, path: Path, image: Path | None = None) -> np.ndarray:
+        """Return the class numbers (H, W), uint8, of an RGB or palette file, turned as its ``image`` file is.
 
         Raises InputError for a file that cannot be read, and for unknown colours: which, where, how many.
         """
-        try:
-            with Image.open(path) as image:
-                rgb = np.asarray(image.convert("RGB"))
-        except UNREADABLE as error:
-            raise InputError(
-                f"{path}: this label map cannot be read: {' '.join(str(error).split())}"
-            ) from None
-        codes = _code(rgb)
-        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        wrong = self._codes[place] != codes
+        rgb = read_label_colours(path, image)
+        numbers = self.numbers(rgb)
+        wrong = numbers < 0
         if wrong.any():
+            codes = _code(rgb)
             row, column = (int(axis[0]) for axis in wrong.nonzero())
             others = len(np.unique(codes[wrong])) - 1
             colour = tuple(rgb[row, column].tolist())
@@ -59,7 +56,7 @@ class ColourMap:
                 f"{path}: the colour {colour} at row {row}, column {column} ({same} pixels{more}) is no class's; add "
                 "it to the colours, or to the ignored ones"
             )
-        return self._numbers[place]
+        return numbers.astype(np.uint8)
 
 
 def _checked(colour: Sequence[int]) -> Colour:
@@ -72,83 +69,3 @@ def _code(rgb: np.ndarray) -> np.ndarray:
     """Return colours (..., 3) as one number each."""
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-
-
-def guess_kind(path: Path, num_classes: int, ignore_value: int, has_colours: bool) -> str:
-    """Return "index" or "colour" for the label files of which ``path`` is one.
-
-    A palette image is read by its indices unless colours are given and its indices are no classes.
-    Raises InputError for colours that nobody has said the meaning of.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.unique(np.asarray(image)) if mode == "P" else np.zeros(0)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: this label map cannot be read: {' '.join(str(error).split())}") from None
-    if mode in ("L", "I;16"):
-        return "index"
-    if mode == "P":
-        fits = bool(((values < num_classes) | (values == ignore_value)).all())
-        if fits or not has_colours:
-            return "index"
-    if has_colours:
-        return "colour"
-    raise InputError(f"{path} holds colours ({mode}); give the colours of the classes (colours, COLOURS)")
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """Return the content of a COCO annotation file. Raises InputError if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no COCO annotations can be read: {error}") from None
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise InputError(f"{path} has no {listing(missing)}; is it a COCO annotation file?")
-    return content
-
-
-def coco_numbers(content: dict[str, Any], classes: Sequence[str], path: Path) -> dict[int, int]:
-    """Return the class number of every category id; categories that are no classes are left out.
-
-    Raises InputError for a class that is no category.
-    """
-    ids = {category["name"]: category["id"] for category in content["categories"]}
-    for name in classes:
-        if name not in ids:
-            hint = nearest(name, ids) or f"; there are {listing(ids)}"
-            raise InputError(f"{path} has no category {name!r}{hint}")
-    return {ids[name]: number for number, name in enumerate(classes)}
-
-
-def draw_coco(
-    size: tuple[int, int], annotations: Sequence[tuple[int, Any]], background: int, name: str
-) -> np.ndarray:
-    """Return the label map (H, W), uint8, of (class number, segmentation) pairs; smaller objects lie on top.
-
-    A segmentation is a list of polygons or a run-length code. Raises InputError, with the image's ``name``, for
-    one that is neither or does not fit ``size``.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = size
-    masks = []
-    for number, segmentation in annotations:
-        try:
-            if isinstance(segmentation, list):
-                code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-            elif isinstance(segmentation["counts"], list):
-                code = coco_mask.frPyObjects(segmentation, height, width)
-            else:
-                code = segmentation
-            mask = coco_mask.decode(code).astype(bool)
-        except Exception as error:  # the library raises what it likes
-            raise InputError(f"{name}: a segmentation cannot be read ({error})") from None
-        if mask.shape != size:
-            raise InputError(f"{name} is {size}, but a segmentation of it {mask.shape} (height, width)")
-        masks.append((number, mask))
-    labels = np.full(size, background, dtype=np.uint8)
-    for number, mask in sorted(masks, key=lambda pair: -int(pair[1].sum())):
-        labels[mask] = number
-    return labels

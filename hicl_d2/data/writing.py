@@ -11,7 +11,10 @@ from hicl_d2.command.files import atomic_open, remove_unfinished
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
-    """Write a label map (H, W), uint8 or uint16, as PNG that takes the place of ``path`` once it is complete."""
+    """Write a label map (H, W), uint8 or uint16, as PNG that takes the place of ``path`` once it is complete.
+
+    A link at ``path`` is replaced, not followed.
+    """
     with atomic_open(path, "wb", durable=False) as stream:
         Image.fromarray(labels).save(stream, format="PNG", compress_level=4)
 

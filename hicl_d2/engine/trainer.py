@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import hicl_d2.modeling  # noqa: F401 - registers the project's models
+import hicl_d2.modeling.models  # noqa: F401 - registers the project's models
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.interrupts import Interrupted
@@ -40,6 +40,7 @@ from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.evaluation import build_evaluator, for_testing
+from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ class Trainer(TrainerBase):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
-        model = for_testing(cfg, model)
+        model = Named(for_testing(cfg, model))
         for position, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)

@@ -15,12 +15,13 @@ from hicl_d2.command.errors import InputError, listing
 from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
-from hicl_d2.d2.evaluation import DatasetEvaluator
+from hicl_d2.d2.evaluation import DatasetEvaluator, DatasetEvaluators
 from hicl_d2.d2.utils import comm
 from hicl_d2.evaluation.boundary import BoundaryCounts
 from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
 from hicl_d2.evaluation.objects import ObjectSizeCounts
 from hicl_d2.evaluation.prediction import predicted_classes
+from hicl_d2.evaluation.registry import build_registered
 from hicl_d2.evaluation.submission import SubmissionWriter, score_cityscapes
 from hicl_d2.reading import read_labels
 from hicl_d2.visualization.confusion import draw_confusion
@@ -210,11 +211,11 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
-) -> SemSegConfusionEvaluator:
-    """Return the evaluator of ``dataset_name``, which writes into ``output_dir`` (default:
-    OUTPUT_DIR/inference).
+) -> DatasetEvaluator:
+    """Return the evaluator of ``dataset_name``, which writes into ``output_dir`` (default: OUTPUT_DIR/inference).
 
-    Raises InputError for a data set that is not one of semantic segmentation.
+    Those of TEST.EVALUATORS run beside it. Raises InputError for a data set that is not one of semantic segmentation, and for
+    a name that is not registered.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in SEMANTIC_TYPES:
@@ -222,14 +223,17 @@ def build_evaluator(
             f"the data set {dataset_name} has evaluator_type {kind!r} in its metadata; "
             f"semantic segmentation is scored for: {listing(SEMANTIC_TYPES)}"
         )
-    return SemSegConfusionEvaluator(
+    folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    evaluator = SemSegConfusionEvaluator(
         dataset_name,
-        output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
+        folder,
         boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
         object_sizes=cfg.TEST.OBJECT_SIZES,
         submission=cfg.TEST.SUBMISSION,
         official=cfg.TEST.CITYSCAPES_SCORER,
     )
+    others = build_registered(cfg, dataset_name, folder)
+    return DatasetEvaluators([evaluator, *others]) if others else evaluator
 
 
 def _per_class(metric: str, names: Sequence[str], scores: Tensor) -> dict[str, float]:

@@ -14,11 +14,12 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.address import not_fetched
+from hicl_d2.command.errors import InputError
 from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager
-from hicl_d2.weights import check_names_and_tensors, read_pickle, read_torch
+from hicl_d2.weights import check_names_and_tensors, read_pickle, read_torch, to_tensors
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -65,8 +66,8 @@ class DetectionCheckpointer(Checkpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load ``path`` (a file or URL, empty for none) and return what was saved beside the state.
 
-        ``?matching_heuristics=True`` at its end lets the keys of a ``.pth`` match by their ends, as those of
-        converted weights do.
+        With ``?matching_heuristics=True`` at its end, the keys of a ``.pth`` are matched by suffix, as those of
+        converted weights are.
         """
         if not path:
             return super().load(path, checkpointables)
@@ -87,7 +88,7 @@ class DetectionCheckpointer(Checkpointer):
         try:
             local = self.path_manager.get_local_path(path)
         except (OSError, ValueError, AssertionError) as error:
-            raise InputError(f"weights {path} cannot be fetched: {one_line(error)}") from None
+            raise not_fetched(path, error) from None
         if not Path(local).is_file():
             raise InputError(f"weights {path} do not exist; check MODEL.WEIGHTS or the last_checkpoint file")
         return local
@@ -96,14 +97,18 @@ class DetectionCheckpointer(Checkpointer):
         if file.endswith(".pyth"):
             raise InputError(needs_detectron2(f"weights {file} (of pycls)"))
         is_converted = file.endswith(".pkl")
-        content = read_pickle(file) if is_converted else read_torch(file)
+        content = read_pickle(file) if is_converted else self._torch_load(file)
         if is_converted and isinstance(content, dict) and not {"model", "__author__"} <= content.keys():
             raise InputError(needs_detectron2(f"weights {file} (in the format of Caffe2)"))
         checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
         check_names_and_tensors(file, checkpoint["model"])
+        to_tensors(file, checkpoint["model"])
         if self._match_by_suffix:
             checkpoint["matching_heuristics"] = True
         return checkpoint
+
+    def _torch_load(self, f: str) -> Any:
+        return read_torch(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.get("matching_heuristics", False):
@@ -118,11 +123,11 @@ class DetectionCheckpointer(Checkpointer):
 
 
 def match_by_suffix(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``weights`` under the names of ``model``: each takes the longest that its own name ends with.
+    """Rename ``weights`` to the names of ``model``, each of which takes the weight that is its longest suffix.
 
-    Names end at a dot: ``backbone.res2.0.conv1.weight`` takes ``res2.0.conv1.weight`` before
+    Suffixes begin after a dot: ``backbone.res2.0.conv1.weight`` takes ``res2.0.conv1.weight`` before
     ``conv1.weight``, and not ``nv1.weight``. Weights of another shape are not renamed, with a warning; those
-    that match nothing keep their names. Raises InputError if one of the weights fits two names.
+    that match nothing keep their names. Raises InputError if one of the weights matches two names.
     """
     taken: dict[str, str] = {}
     matched: dict[str, Tensor] = {}

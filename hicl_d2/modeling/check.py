@@ -1,6 +1,6 @@
-"""Whether a config names a model that can be built: names first, then what must fit together.
+"""Checks of a model's config before the model is built: registered names first, then settings that must fit together.
 
-Called before anything is built, so that a slip is one line and not a failure inside a constructor.
+A mistake is then one line that names the key, not an error inside a constructor.
 """
 
 from math import log2
@@ -13,7 +13,14 @@ from hicl_d2.d2.utils import Registry
 from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head
 from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_dilated_resnet
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
-from hicl_d2.modeling.mask_former.check import MASK_FORMERS, check_mask_former, check_mask_former_head
+from hicl_d2.modeling.efficientnet_lite.check import check_efficientnet_lite, efficientnet_lite_strides
+from hicl_d2.modeling.hugging_face.config import check_transformers_segmentor
+from hicl_d2.modeling.mask_former.check import (
+    MASK_FORMERS,
+    check_mask_former,
+    check_mask_former_head,
+    check_task,
+)
 from hicl_d2.modeling.panoptic_deeplab.check import check_panoptic_deeplab
 from hicl_d2.modeling.settings import base_architecture, check_features
 from hicl_d2.modeling.swin.check import SWIN_STRIDES, check_swin
@@ -21,17 +28,21 @@ from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
+EFFICIENTNET_LITE = "build_efficientnet_lite_backbone"
 DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
 
 
 def check_model_config(cfg: CfgNode) -> None:
     """Raise InputError if the model of ``cfg`` cannot be built.
 
-    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the
-    settings of dilated ResNets, and for ResNet and FPN backbones that the head's features exist and suit it.
-    Other backbones say what they give out once they are built: the project's heads check it then.
+    Checked are the names of meta-architecture (and MODEL.HICL.BASE), backbone, head and norms, the settings of each
+    model that has a check of its own, and, where the backbone's strides are known from the config, that the head's
+    features exist and fit it. The features of other backbones are checked by the project's heads when they are built.
     """
+    import hicl_d2.modeling.models  # noqa: F401 - the names that are checked
+
     model = cfg.MODEL
+    check_task(cfg)
     _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
     if model.META_ARCHITECTURE == "HiCL":
         _check_name(META_ARCH_REGISTRY, "MODEL.HICL.BASE", model.HICL.BASE)
@@ -45,10 +56,14 @@ def check_model_config(cfg: CfgNode) -> None:
             check_depth_of_deeplab(model.RESNETS)
     if model.BACKBONE.NAME == "D2SwinTransformer":
         check_swin(model.SWIN)
+    if model.BACKBONE.NAME == EFFICIENTNET_LITE:
+        check_efficientnet_lite(cfg)
     if base_architecture(cfg) == "PanopticDeepLab":
         check_panoptic_deeplab(cfg, backbone_strides(cfg))
     if base_architecture(cfg) in MASK_FORMERS:
         check_mask_former(cfg)
+    if base_architecture(cfg) == "TransformersSegmentor":
+        check_transformers_segmentor(cfg)
     check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
@@ -62,15 +77,17 @@ def check_model_config(cfg: CfgNode) -> None:
 
 
 def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
-    """Return the stride of each feature that the backbone gives out, or None if only building it would tell.
+    """Return the stride of each feature that the backbone outputs, or None if they are known only once it is built.
 
-    Raises InputError if it is asked for features that it does not have.
+    Raises InputError if the config names features that the backbone does not have.
     """
     name, settings = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if name in DILATED_RESNETS:
         strides = dilated_resnet_strides(settings)
     elif name == "D2SwinTransformer":
         return {feature: SWIN_STRIDES[feature] for feature in cfg.MODEL.SWIN.OUT_FEATURES}
+    elif name == EFFICIENTNET_LITE:
+        return efficientnet_lite_strides(cfg.MODEL.EFFICIENTNET_LITE)
     elif name in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
         coarsest = 16 if settings.RES5_DILATION > 1 else 32
         strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": coarsest}

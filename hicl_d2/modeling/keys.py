@@ -1,6 +1,7 @@
 """The config keys of all models together."""
 
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.efficientnet_lite.keys import add_efficientnet_lite_keys
 from hicl_d2.modeling.hugging_face.keys import add_hugging_face_keys
 from hicl_d2.modeling.mask_former.keys import add_mask_former_keys
 from hicl_d2.modeling.panoptic_deeplab.keys import add_panoptic_deeplab_keys
@@ -14,4 +15,5 @@ def add_model_keys(cfg: CfgNode) -> None:
     add_panoptic_deeplab_keys(cfg)
     add_swin_keys(cfg)
     add_hugging_face_keys(cfg)
+    add_efficientnet_lite_keys(cfg)
     add_timm_keys(cfg)

@@ -28,6 +28,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
+from hicl_d2.run.meeting import check_dist_url, explain_meeting
 
 ENDED = ".ended"
 FAILED = 3  # exit status of a process that has left a record of its failure
@@ -42,10 +43,10 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
     Raises InputError with the message of the process that failed first, Interrupted if they were asked to
     stop.
     """
+    check(args, device)
     if under_torchrun():
         _run_under_torchrun(main, args, device, arguments)
         return
-    _check_processes(args, device)
     if args.num_gpus * args.num_machines == 1:
         main(*arguments)
         return
@@ -67,7 +68,8 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             raise
         except (ProcessRaisedException, ProcessExitedException) as error:
             first = args.machine_rank * args.num_gpus
-            raise _failure(Path(records), error, range(first, first + args.num_gpus)) from None
+            ranks = range(first, first + args.num_gpus)
+            raise _failure(Path(records), error, ranks, args.dist_url) from None
 
 
 def _quieten() -> None:
@@ -81,7 +83,10 @@ def _quieten() -> None:
         sys.warnoptions.pop()
 
 
-def _check_processes(args: Namespace, device: str) -> None:
+def check(args: Namespace, device: str) -> None:
+    """Raise InputError if ``args`` asks for more GPUs than there are, or for machines that do not fit together."""
+    if under_torchrun():
+        return
     found = torch.cuda.device_count() if device != "cpu" else args.num_gpus
     if args.num_gpus > found:
         raise InputError(f"--num-gpus {args.num_gpus} asks for more GPUs than this machine has ({found})")
@@ -91,6 +96,8 @@ def _check_processes(args: Namespace, device: str) -> None:
         raise InputError(
             "--dist-url auto works on one machine; give all of them the first one's tcp://HOST:PORT"
         )
+    is_first = args.machine_rank == 0 and args.num_gpus * args.num_machines > 1
+    check_dist_url(args.dist_url, is_first=is_first)
 
 
 def under_torchrun() -> bool:
@@ -222,7 +229,7 @@ def _record(place: Path, error: BaseException) -> None:
     write_json(place.with_suffix(".json"), content)
 
 
-def _failure(records: Path, error: Exception, ranks: Sequence[int]) -> BaseException:
+def _failure(records: Path, error: Exception, ranks: Sequence[int], dist_url: str = "auto") -> BaseException:
     """Return what to raise: the user's mistake before a process that was killed before a stop before a fault of ours, and
     the earliest of its kind.
 
@@ -237,7 +244,7 @@ def _failure(records: Path, error: Exception, ranks: Sequence[int]) -> BaseExcep
     if isinstance(error, ProcessExitedException) and error.exit_code < 0:
         return _killed(ranks[error.error_index], f"ended by {error.signal_name}")
     if first is None:
-        return error
+        return explain_meeting(error, dist_url) or error
     lost = [rank for rank in ranks if not (records / str(rank)).with_suffix(ENDED).exists()]
     if lost:
         return _killed(lost[0], "ended from outside")

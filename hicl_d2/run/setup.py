@@ -9,19 +9,21 @@ from pathlib import Path
 
 import torch
 
+from hicl_d2.command.address import check_address, is_address, local_file
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.command.files import check_writable
+from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.preflight import check_datasets
+from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
-from hicl_d2.weights import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
+    test_image_sizes(cfg)
     _check_testing(cfg)
     return state
 
@@ -99,7 +102,10 @@ def _check_testing(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    check_address(weights)
+    if weights.startswith(PREFIX):
+        package_file(weights)
+    else:
+        check_address(weights)
     name = named_last(cfg.OUTPUT_DIR)
     if args.resume and name is not None:
         is_there = (Path(cfg.OUTPUT_DIR) / name).is_file()
@@ -108,7 +114,7 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).expanduser().exists():
+    elif weights and not is_address(weights) and not local_file(weights).exists():
         raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
     elif args.eval_only and not weights:
         raise InputError(
@@ -120,26 +126,36 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
 def resolve_device(cfg: CfgNode) -> str:
     """Return where the model runs: MODEL.DEVICE, or the CPU where there is no CUDA.
 
-    Raises InputError for a device that torch does not know.
+    Raises InputError for a device that is neither, and for a GPU that this machine does not have.
     """
     name = cfg.MODEL.DEVICE
     try:
-        torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu") from None
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        device = torch.device("meta")
+    if device.type not in ("cuda", "cpu"):
+        raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu")
+    if device.type == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
         logger.info(f"MODEL.DEVICE is {name} and there is no CUDA here: running on the CPU")
         return "cpu"
+    found = torch.cuda.device_count()
+    if (device.index or 0) >= found:
+        raise InputError(
+            f"MODEL.DEVICE is {name}, but this machine has {found} GPUs, cuda:0 to cuda:{found - 1}"
+        )
     return name
 
 
 def resolve(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make its own data sets
-    known in it.
+    """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make
+    known in it what IMPORTS and DATASETS.CUSTOM name.
 
     A negative SEED takes the seed of the run in OUTPUT_DIR, if it holds one, else a new one, the same in all
     processes.
     """
+    import_modules(cfg.IMPORTS)
     register_custom(cfg)
     seed = cfg.SEED
     if seed < 0:

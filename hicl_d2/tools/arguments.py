@@ -3,8 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from hicl_d2.command.cli import Parser, whole
-from hicl_d2.command.errors import InputError, nearest
+from hicl_d2.command.cli import Parser, parse_with_overrides, whole
 
 
 def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
@@ -17,12 +16,28 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("--config-file", required=True, metavar="FILE", help="config file (configs/...)")
+    flag("--config-file", metavar="FILE", help="config file (configs/...)")
     flag(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
     )
     flag(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
+    )
+    flag(
+        "--check",
+        action="store_true",
+        help="check all that a start checks, say in one line how it would start, and end",
+    )
+    flag(
+        "--check-each",
+        metavar="FILE",
+        help="the same for many starts: FILE (- is standard input) holds the arguments of one in each line, as a JSON list; "
+        "each is answered by a line of JSON; exit status 2 if one cannot start",
+    )
+    flag(
+        "--print-config",
+        action="store_true",
+        help="write the whole config, bases and overrides in it, to standard output as YAML, and end",
     )
     flag(
         "--list-features",
@@ -49,12 +64,9 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         metavar="URL",
         help="where processes meet: tcp://HOST:PORT; auto: a free port",
     )
-    args, rest = parser.parse_known_args(arguments)
-    for word in rest:
-        if word.startswith("--"):
-            hint = nearest(word, parser._option_string_actions)
-            raise InputError(f"unknown option {word}{hint}; see --help")
-    args.opts = rest
+    args = parse_with_overrides(parser, arguments)
+    if not args.config_file and not args.check_each:
+        parser.error("the following arguments are required: --config-file")
     return args
 
 

@@ -11,10 +11,11 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_open, check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.data import MetadataCatalog
-from hicl_d2.data.audit import Audit, audit_dataset, find_shared
+from hicl_d2.data.audit import Audit, audit_dataset, find_shared, judge_absent
 from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
+from hicl_d2.data.names import file_stem
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.reading import read_image, read_labels
 from hicl_d2.run.logs import run_log
@@ -53,6 +54,10 @@ def main(args: Namespace) -> bool:
                 audit, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
             )
         audits.append(audit)
+    # What a part of the training data lacks, another may have.
+    training = set(cfg.DATASETS.TRAIN)
+    judge_absent(audits, training if training <= {*names} else ())
+    for audit in audits:
         console.show("\n".join(as_text(audit, hicl.PURITY[0])) + "\n")
     shared = find_shared(audits)
     for line in shared:
@@ -61,7 +66,7 @@ def main(args: Namespace) -> bool:
     report = as_json(audits, shared)
     write_json(output / "audit.json", report)
     for audit in audits:
-        _draw(audit, output / f"{audit.name}.png", args.pictures)
+        _draw(audit, output / f"{file_stem(audit.name)}.png", args.pictures)
     console.show(f"report: {output / 'audit.json'}; pictures beside it")
     faults = sum(len(audit.faults) for audit in audits)
     console.show("no faults" if not faults else f"{faults} faults: training would go wrong")
@@ -88,7 +93,7 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
         try:
             image = read_image(record["file_name"], "RGB")
             labels = (
-                read_labels(record["sem_seg_file_name"])
+                read_labels(record["sem_seg_file_name"], record["file_name"], image.shape[:2])
                 if "sem_seg_file_name" in record
                 else np.full(image.shape[:2], audit.question.ignore_value)
             )

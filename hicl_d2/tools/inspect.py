@@ -23,7 +23,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.evaluation import predicted_classes
-from hicl_d2.modeling.features import armed
+from hicl_d2.modeling.hicl import branch_logits
 from hicl_d2.run.logs import run_log
 from hicl_d2.tools.predict import class_names, load_model
 from hicl_d2.visualization.components import (
@@ -35,7 +35,7 @@ from hicl_d2.visualization.components import (
     LevelPicture,
     explain,
 )
-from hicl_d2.visualization.pictures import evenly_spaced
+from hicl_d2.visualization.pictures import evenly_spaced, picture_names
 
 # Points drawn per class, and per class and level.
 PIXELS_OF_A_CLASS = 150
@@ -61,7 +61,7 @@ def main(args: Namespace) -> None:
     classes, colours = class_names(cfg)
     advance = counter("looking into", len(records))
     mapper = SemanticMapper(cfg, False)
-    for record in records:
+    for record, name in zip(records, picture_names(records), strict=True):
         mapped = mapper(record)
         image, truth, prediction, levels, embedding = inspect(cfg, model, mapped)
         sheet = explain(
@@ -75,7 +75,7 @@ def main(args: Namespace) -> None:
             colours,
             ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         )
-        with atomic_open(folder / f"{Path(record['file_name']).stem}.png", "wb") as stream:
+        with atomic_open(folder / f"{name}.png", "wb") as stream:
             sheet.save(stream, format="PNG")
         advance()
     console.show(f"{len(records)} pictures in {folder}")
@@ -101,19 +101,19 @@ def inspect(
     """
     image = mapped["image"]
     height, width = image.shape[1:]
-    taps = cast(Any, model)._hicl_taps
     branch = cast(HiCLBranch, model.hicl)
     # The label map of a test image is not resized with it: bring it to the size that the branch sees in training.
     truth = F.interpolate(mapped["sem_seg"][None, None].float(), (height, width), mode="nearest")[0, 0].long()
-    with armed(taps):
+    with branch.attachment.capturing() as captured:
         output = model([{"image": image, "height": height, "width": width}])[0]["sem_seg"]
-    seen = {role: tap.take() for role, tap in taps.items()}
-    features = seen["feature"].float()
-    padded = seen["image"].shape[-2:]
+    seen = captured[0]
+    features = seen.features.float()
+    padded = cast(Tensor, seen.images).shape[-2:]
     labels = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height), value=branch.ignore_value)
     size = (features.shape[2], features.shape[3])
     grid = align_labels(labels[None].to(features.device), size, branch.num_classes, branch.ignore_value)
-    scores = ClassScores(resize_logits(seen["logits"], size)) if "logits" in seen else None
+    logits = branch_logits(model, seen.logits)
+    scores = None if logits is None else ClassScores(resize_logits(logits, size))
     levels = _levels(grid, branch, scores)
     picture = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image
     return (

@@ -9,12 +9,14 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.command.cli import Parser, run, whole
+from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 
 
 def main() -> None:
     """Read the command line, audit, and exit with status 1 if training would go wrong."""
     parser = Parser(
+        allow_abbrev=False,
+        usage="%(prog)s [options] [KEY VALUE ...]",
         prog="check_dataset.py",
         description="Open every file of data sets: counts, sizes, labels, class shares, how many windows of each "
         "size survive each purity, images that occur twice. Exit status 1 where training would go wrong.",
@@ -44,8 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=whole(0), default=12, metavar="N", help="images on a sheet [%(default)s]"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
-    args = parser.parse_args()
+    args = parse_with_overrides(parser)
     from hicl_d2.tools import check
 
     if not check.main(args):

@@ -8,12 +8,14 @@ from pathlib import Path
 if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the checkout that this script is in
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hicl_d2.command.cli import Parser, run, whole
+from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 
 
 def main() -> None:
     """Read the command line and draw."""
     parser = Parser(
+        allow_abbrev=False,
+        usage="%(prog)s [options] [KEY VALUE ...]",
         prog="inspect_components.py",
         description="Draw, for labelled images, the windows of every level (kept in the colour of their class, or why they "
         "were pruned) and the principal directions of the embedding of pixels and components.",
@@ -26,8 +28,7 @@ def main() -> None:
         "--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
     )
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the config")
-    args = parser.parse_args()
+    args = parse_with_overrides(parser)
     from hicl_d2.tools import inspect
 
     inspect.main(args)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
+
 
 class OneConvolution(nn.Module):
     """A model of a single convolution, with Detectron2's inputs and outputs."""
@@ -59,3 +61,24 @@ def test_without_data_a_row_tells_operators_and_memory_of_any_size(
     finally:
         torch.set_num_threads(threads)
     assert peaks[1] / peaks[0] == pytest.approx(32, rel=0.1)  # new gradients of parameters do not grow
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cityscapes/mask2former_R_50_90k_bs16_hicl", "cityscapes/panoptic_deeplab_R_52_90k_bs32_instances"],
+)
+def test_a_model_that_cannot_be_measured_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        "sys.argv", ["model_speed.py", "--without-data", "--config-file", f"configs/{name}.yaml"]
+    )
+    try:
+        with pytest.raises((SystemExit, InputError)) as ended:
+            model_speed.main()
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().err or str(ended.value)
+    assert isinstance(ended.value, InputError) or said.startswith("model_speed: ")
+    assert said.strip().count("\n") == 0

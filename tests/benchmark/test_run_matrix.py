@@ -274,7 +274,8 @@ def test_ctrl_c_drains_running_cells_end_and_no_further_one_starts(bench):
 
 
 @pytest.mark.parametrize(
-    ("signals", "status"), [([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGTERM], 143)]
+    ("signals", "status"),
+    [([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGHUP, signal.SIGHUP], 129)],
 )
 def test_a_signal_stops_the_training_and_the_same_command_goes_on(bench, signals, status):
     bench.matrix(seeds=[1], overrides={"STUB.STEP_SECONDS": 100, "STUB.CHILD": 1})

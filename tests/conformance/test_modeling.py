@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling  # registers the project's own
+import hicl_d2.modeling.models  # registers the project's own
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY
 from hicl_d2.modeling.dilated_resnet.backbone import build_dilated_resnet_backbone
@@ -130,7 +130,7 @@ def build(runtime: str, cfg: Any) -> nn.Module:
         head = getattr(load(runtime, "projects.deeplab"), head_name)
     else:
         head = modeling.SEM_SEG_HEADS_REGISTRY.get(head_name)
-    return modeling.SemanticSegmentor(
+    return modeling.META_ARCH_REGISTRY.get("SemanticSegmentor")(
         backbone=backbone,
         sem_seg_head=head(cfg, backbone.output_shape()),
         pixel_mean=[123.675, 116.280, 103.530],
@@ -209,34 +209,8 @@ def figures(runtime: str) -> dict[str, Any]:
     return {
         "models": models,
         "backbones": backbones,
-        "stages": _default_stages(runtime),
         "resize": _resize(runtime),
     }
-
-
-def _default_stages(runtime: str) -> dict[str, Any]:
-    """Return what the default stages of each depth are made of, and a classifier on the smallest."""
-    resnet = load(runtime, "modeling.backbone.resnet")
-    made: dict[str, Any] = {}
-    for depth in (18, 34, 50, 101, 152):
-        with torch.device("meta"):
-            stages = resnet.ResNet.make_default_stages(depth, norm="BN")
-        made[str(depth)] = [
-            [
-                type(s[0]).__name__,
-                len(s),
-                s[0].stride,
-                s[-1].out_channels,
-                sum(p.numel() for b in s for p in b.parameters()),
-            ]
-            for s in stages
-        ]
-    torch.manual_seed(2)
-    stages = resnet.ResNet.make_default_stages(18, norm="BN")
-    net = resnet.ResNet(resnet.BasicStem(3, 64), stages, num_classes=10).eval()
-    with torch.no_grad():
-        linear = net(torch.ones(1, 3, 64, 64))["linear"]
-    return {**made, "classifier": [digest(linear), names(net.state_dict())]}
 
 
 def _resize(runtime: str) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from tests.conformance.runtimes import load, needs_detectron2
 from tests.modeling.deeplab.models import deeplab_cfg
 

@@ -128,6 +128,7 @@ def test_class_probability_is_a_mean_of_softmaxes(operations: Operations) -> Non
         rows, columns = level.extent((6, 6))
         classes = torch.randint(3, (1, rows, columns))
         found = operations.ClassScores(logits).mean_probability(classes, level)
+        assert found.shape == classes.shape
         for i in range(rows):
             for j in range(columns):
                 expected = probability(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hicl_d2.command import console as console_module
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.engine.trainer import Trainer
@@ -183,6 +184,21 @@ def test_a_missing_gpu_is_logged_and_the_cpu_taken(
     with caplog.at_level(logging.INFO, logger="hicl_d2"):
         assert resolve_device(load_config(config, ["MODEL.DEVICE", "cuda"])) == "cpu"
     assert "no CUDA here: running on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "cuda:x", "gpu", "", "hpu:0", "cpu,cuda"])
+def test_a_device_that_is_no_cuda_and_no_cpu_is_one_line(config: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"MODEL.DEVICE is .* must be cuda, cuda:N or cpu"):
+        resolve_device(load_config(config, ["MODEL.DEVICE", name]))
+
+
+def test_a_gpu_that_is_not_there_is_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device(load_config(config, ["MODEL.DEVICE", "cuda:1"])) == "cuda:1"
+    assert resolve_device(load_config(config, ["MODEL.DEVICE", "cpu:0"])) == "cpu"
+    with pytest.raises(InputError, match="cuda:2, but this machine has 2 GPUs, cuda:0 to cuda:1"):
+        resolve_device(load_config(config, ["MODEL.DEVICE", "cuda:2"]))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(

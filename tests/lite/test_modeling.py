@@ -187,7 +187,6 @@ def test_the_pyramid_adds_upsampled_levels(fuse_type):
     torch.testing.assert_close(found["p3"], fpn.fpn_output3(coarse))
     torch.testing.assert_close(found["p2"], fpn.fpn_output2(fine))
     assert fpn.size_divisibility == 8
-    assert fpn.padding_constraints == {"square_size": 0}
 
 
 def test_the_top_level_is_every_second_pixel():
@@ -297,7 +296,7 @@ def test_registered_names_are_built_from_the_config():
         cfg.MODEL.BACKBONE.NAME = "Tiny"
         backbone = build_backbone(cfg)
         assert backbone.output_shape() == {"x": ShapeSpec(channels=4, stride=4)}
-        assert (backbone.size_divisibility, backbone.padding_constraints) == (0, {})
+        assert backbone.size_divisibility == 0
         assert backbone.conv.in_channels == len(cfg.MODEL.PIXEL_MEAN)
     finally:
         BACKBONE_REGISTRY._obj_map.pop("Tiny")

@@ -10,8 +10,9 @@ from torch import nn
 from hicl_d2.command.errors import InputError
 from hicl_d2.lite import solver
 from hicl_d2.lite.config import CfgNode, get_cfg
-from hicl_d2.lite.projects.deeplab import WarmupPolyLR, add_deeplab_config
+from hicl_d2.lite.projects.deeplab import WarmupPolyLR
 from hicl_d2.lite.projects.deeplab import build_lr_scheduler as build_deeplab_scheduler
+from hicl_d2.lite.projects.deeplab_config import add_deeplab_config
 
 
 def _config(**options: Any) -> CfgNode:

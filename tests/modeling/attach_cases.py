@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-import hicl_d2.modeling  # noqa: F401 - registers models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model

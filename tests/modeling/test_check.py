@@ -9,8 +9,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
-from hicl_d2.modeling import check_model_config
-from hicl_d2.modeling.check import backbone_strides
+from hicl_d2.modeling.check import backbone_strides, check_model_config
 from tests.modeling.deeplab.models import DEEPLAB_HEADS, deeplab_cfg
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

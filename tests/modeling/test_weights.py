@@ -8,7 +8,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.modeling import build_backbone
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.weights import with_known_names
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
-from hicl_d2.run.processes import _failure
+from hicl_d2.run.processes import _failure, silence_all_but_the_first
 from tests.support.fixtures import Command
 
 PLAIN = ("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "0.0")  # what a rank draws at random is its own
@@ -44,6 +45,7 @@ def test_two_processes_equal_one_with_the_same_batch(command: Command, config: P
     process = _start(config, tmp_path / "two")
     _, err = process.communicate()
     assert process.returncode == 0, err
+    assert len([line for line in err.splitlines() if ": iterations 0 to" in line]) == 1, err
     one, two = _model(tmp_path / "run"), _model(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=name)
@@ -95,6 +97,20 @@ def test_sigterm_stops_all_processes_after_a_checkpoint(
     assert last == f"model_{saved['iteration']:07d}.pth"
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "here\n"), ("1", "")])
+def test_of_torchruns_processes_the_first_alone_speaks_before_they_have_met(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", rank)
+    try:
+        silence_all_but_the_first()
+        console.say("here")
+    finally:
+        console.silence(False)
+    assert capsys.readouterr().err == said
+
+
 def _write(records: Path, rank: int, **record: Any) -> None:
     (records / f"{rank}.json").write_text(json.dumps({"signal": None, **record}))
     (records / f"{rank}.ended").touch()
@@ -104,7 +120,7 @@ def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp
     _write(tmp_path, 0, kind="fault", time=1.0, message="connection closed by peer")
     _write(tmp_path, 1, kind="input", time=3.0, message="b.png is truncated")
     _write(tmp_path, 2, kind="input", time=2.0, message="a.png is truncated")
-    failure = _failure(tmp_path, RuntimeError("x"), range(len(list(tmp_path.glob("*.json")))))
+    failure = _failure(tmp_path, RuntimeError("x"), range(3))
     assert isinstance(failure, InputError)
     assert str(failure) == "a.png is truncated"
 
@@ -112,8 +128,18 @@ def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp
 def test_a_fault_is_told_with_the_traceback_of_the_first_process(tmp_path: Path) -> None:
     _write(tmp_path, 0, kind="fault", time=2.0, message="Traceback: connection closed by peer")
     _write(tmp_path, 1, kind="fault", time=1.0, message="Traceback: KeyError")
-    assert "Traceback: KeyError" in str(
-        _failure(tmp_path, RuntimeError("x"), range(len(list(tmp_path.glob("*.json")))))
-    )
+    assert "Traceback: KeyError" in str(_failure(tmp_path, RuntimeError("x"), range(2)))
     unknown = RuntimeError("killed by SIGKILL")
     assert _failure(tmp_path / "nothing", unknown, range(2)) is unknown
+
+
+def test_a_process_that_was_killed_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
+    _write(tmp_path, 4, kind="fault", time=1.0, message="connection closed by peer")
+    _write(tmp_path, 5, kind="stopped", time=2.0, signal=signal.SIGTERM, message="")
+    by_signal = ProcessExitedException("x", 0, 123, -9, "SIGKILL")
+    assert "process 4 of the run was ended by SIGKILL; " in str(_failure(tmp_path, by_signal, range(4, 6)))
+    by_itself = ProcessExitedException("x", 0, 123, 3)
+    assert isinstance(_failure(tmp_path, by_itself, range(4, 6)), Interrupted)
+    lost = _failure(tmp_path, by_itself, range(4, 7))  # the sixth has left nothing
+    assert isinstance(lost, InputError)
+    assert "process 6 of the run was ended from outside; " in str(lost)

@@ -1,4 +1,4 @@
-"""The memories of the peers: rings of `ComponentBank`, with sizes of their own."""
+"""The memories of the peers: a `ComponentBank` with sizes of its own, whose levels are kinds of rows."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _DEFAULT_TOTAL, _DEFAULT_LEAST = 4096, 8
 
 
 def make_memory(num_classes: int, kinds: int, dim: int, size: int = 0) -> ComponentBank:
-    """Make a memory of ``kinds`` rings per class, ``size`` entries each; size 0 takes 4,096 / K, at least 8."""
+    """Make a memory of ``kinds`` rings per class, ``size`` entries each; size 0 means 4,096 / K, at least 8."""
     if size < 0:
         raise ValueError(f"bank_size must be at least 1, or 0 for its default, not {size}")
     return ComponentBank(num_classes, kinds, size or max(_DEFAULT_LEAST, _DEFAULT_TOTAL // num_classes), dim)

@@ -46,7 +46,7 @@ class ScaledContrast(Contrast):
         scales: Sequence[int] = (1, 2, 4, 8),
         **shared: Any,
     ) -> None:
-        """Make the part over scales.
+        """Make what the contrasts over scales share.
 
         Args:
             in_channels: C of the feature map, or of each of several, finest first.
@@ -67,7 +67,7 @@ class ScaledContrast(Contrast):
         labels: Tensor,
         logits: Tensor | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch as `Contrast.forward` does; maps come finest first."""
@@ -75,8 +75,7 @@ class ScaledContrast(Contrast):
             return super().forward(features, labels, logits, seed=seed, describe=describe)
         self._check_maps(features, labels, logits)
         with torch.autocast(labels.device.type, enabled=False):
-            generator = torch.Generator(device=labels.device)
-            generator.manual_seed(seed)
+            generator = self.make_generator(labels.device, seed)
             scales = [self._given_scale(feature, labels, logits) for feature in features]
             loss, diagnostics = self.contrast_scales(scales, generator)
             return ContrastOutput(loss + zero_with_graph(self), diagnostics if describe else {})
@@ -92,7 +91,7 @@ class ScaledContrast(Contrast):
     def contrast_scales(
         self, scales: list[Scale], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss (0-d) over ``scales``, finest first and maybe none, and its diagnostics."""
+        """Compute the loss (0-d) over ``scales``, finest first, possibly none; return it with its diagnostics."""
         raise NotImplementedError
 
     def embed(self, rows: Tensor, scale: int) -> Tensor:

@@ -1,5 +1,6 @@
 """A plan of conversions, and its execution: parallel, resumable, each file whole or not at all."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,23 +15,41 @@ from hicl_d2.data.writing import make_folder, write_labels
 from hicl_d2.reading import read_labels
 
 IGNORE = 255
+SECOND = 10**9
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to convert, where the result goes, and what else the conversion wants to know of it."""
+    """A file to convert, where the result goes, and what else the conversion wants to know of it.
+
+    With a ``stamp`` (of :func:`stamp_of`) the target gets the time of its source: a source that takes another one's place is
+    noticed also if it is the older file.
+    """
 
     source: Path
     target: Path
     image: Path | None = None
     content: Any = None
+    stamp: int | None = None
 
     def is_done(self) -> bool:
-        """Return whether the target is there and no older than the source."""
+        """Return whether the target is there and of this source: no older, or of the very time of its ``stamp``."""
         try:
-            return self.target.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
+            time = self.target.stat().st_mtime_ns
+            if self.stamp is None:
+                return time >= self.source.stat().st_mtime_ns
         except OSError:
             return False
+        whole_seconds = self.stamp - self.stamp % SECOND  # all that some file systems keep
+        return time in (self.stamp, whole_seconds)
+
+
+def stamp_of(source: Path) -> int | None:
+    """Return the time of ``source`` in nanoseconds, None if it cannot be asked; take it before the file is read."""
+    try:
+        return source.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,8 @@ def _do(convert: Callable[[Item], np.ndarray], item: Item) -> tuple[bool, np.nda
     if labels is None:
         labels = convert(item)
         write_labels(item.target, labels)
+        if item.stamp is not None:
+            os.utime(item.target, ns=(item.stamp, item.stamp))
     return is_new, np.bincount(labels.ravel(), minlength=256)
 
 

@@ -91,7 +91,7 @@ class EventStorage:
         return self._hints
 
     def step(self) -> None:
-        """Go on to the next iteration."""
+        """Advance to the next iteration."""
         self._iteration += 1
 
     @property
@@ -112,14 +112,14 @@ class EventStorage:
 
 
 class EventWriter:
-    """Base class of what writes down the events of the current storage."""
+    """Base class of writers, which read the current event storage."""
 
     def write(self) -> None:
-        """Write what is new."""
+        """Write what was added since the last call."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the files."""
 
 
 class TensorboardXWriter(EventWriter):

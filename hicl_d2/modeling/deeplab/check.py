@@ -1,4 +1,4 @@
-"""Whether the settings of a DeepLab head suit each other, the backbone and the training crop."""
+"""Checks of a DeepLab head's settings: they must fit each other and the backbone."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ DEEPLAB_HEADS = (*DECODER_HEADS, "DeepLabV3Head")
 
 
 def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
-    """Raise InputError if the DeepLab head of MODEL.SEM_SEG_HEAD does not suit features of ``strides``."""
+    """Raise InputError if MODEL.SEM_SEG_HEAD does not fit features of ``strides`` (name to stride)."""
     settings, section = cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD"
     check_features(f"{section}.IN_FEATURES", settings.IN_FEATURES, strides)
     read = sorted(strides[name] for name in settings.IN_FEATURES)

@@ -20,7 +20,7 @@ from hicl_d2.modeling.deeplab.pooling import accept_any_size
 
 
 def make_predictor(in_channels: int, num_classes: int) -> Conv2d:
-    """Make the 1x1 convolution that classifies pixels, with small weights at first."""
+    """Make the 1x1 convolution that classifies pixels, initialised with a deviation of 0.001."""
     predictor = Conv2d(in_channels, num_classes, kernel_size=1)
     nn.init.normal_(predictor.weight, 0, 0.001)
     nn.init.constant_(predictor.bias, 0)
@@ -30,7 +30,7 @@ def make_predictor(in_channels: int, num_classes: int) -> Conv2d:
 def make_two_convolutions(
     in_channels: int, hidden_channels: int, out_channels: int, norm: Any, use_depthwise_separable_conv: bool
 ) -> nn.Module:
-    """Make two 3x3 convolutions, or the one depthwise separable 5x5 convolution that sees as far."""
+    """Make two 3x3 convolutions, or one depthwise separable 5x5 convolution of the same receptive field."""
     if use_depthwise_separable_conv:
         return DepthwiseSeparableConv2d(
             in_channels, out_channels, 5, 2, norm1=norm, activation1=F.relu, norm2=norm, activation2=F.relu
@@ -80,7 +80,7 @@ def pixel_loss(
 ) -> Tensor:
     """Return ``loss`` of logits (B, K, h, w), upsampled by ``stride``, against labels (B, H, W).
 
-    Where the stride does not divide (H, W), what the upsampled logits reach beyond the image is cut off.
+    Where (H, W) are no multiples of the stride, the upsampled logits are cropped to (H, W).
     """
     assert targets is not None, "labels (sem_seg) are needed in training"
     logits = upsample(logits, stride)[..., : targets.shape[-2], : targets.shape[-1]]
@@ -97,7 +97,7 @@ class DeepLabV3PlusHead(nn.Module):
 
     ``decoder_channels`` has one entry per feature, from fine to coarse (the last is the pyramid's), and
     ``project_channels`` one for each but the coarsest. ``train_size`` is (height, width) of the training crops, or
-    None. Without ``num_classes`` the head gives the decoder's feature and no prediction.
+    None. Without ``num_classes`` the head returns the decoder's feature and no prediction.
     """
 
     @configurable
@@ -169,7 +169,7 @@ class DeepLabV3PlusHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Return the constructor's arguments; raises InputError for settings that do not suit the backbone."""
+        """Return the constructor's arguments; raises InputError for settings that do not fit the backbone."""
         settings = cfg.MODEL.SEM_SEG_HEAD
         check_deeplab_head(cfg, {name: shape.stride for name, shape in input_shape.items()})
         finer = len(settings.IN_FEATURES) - 1

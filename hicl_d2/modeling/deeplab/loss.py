@@ -1,7 +1,7 @@
 """Losses per pixel: cross entropy, and hard pixel mining.
 
-The figures are those of torch's ``CrossEntropyLoss`` and of Detectron2's ``DeepLabCE``, in float32 whatever the
-logits; where every pixel is ignored both give a zero that still has a graph.
+They equal torch's ``CrossEntropyLoss`` and Detectron2's ``DeepLabCE``, computed in float32 for logits of any dtype. If
+every pixel is ignored the loss is zero, with a gradient of zero.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class PixelCrossEntropy(nn.Module):
 class HardPixelMining(nn.Module):
     """Average the cross entropy over the hardest share of all pixels (DeeperLab, Yang et al. 2019).
 
-    The share is of all pixels; an ignored one has loss 0 and is taken last.
+    ``top_k`` is a share of all pixels, ignored ones included; an ignored pixel has loss 0 and is selected last.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def accept_any_size(aspp: ASPP) -> ASPP:
     """
     window: Sequence[int] | None = aspp.pool_kernel_size
     if window is not None:
-        # Without it the pyramid does not compare the size of a map with the window.
+        # The forward of the pyramid checks the size of a map only if this is set.
         aspp.pool_kernel_size = None
         pooling: nn.Sequential = aspp.convs[-1]
         pooling[0] = WindowPooling((window[0], window[1]), stride=1)

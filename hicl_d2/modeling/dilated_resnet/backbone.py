@@ -40,7 +40,7 @@ class DeepLabStem(CNNBlockBase):
 
 
 class DilatedBasicBlock(BasicBlock):
-    """The block of ResNet-18 and ResNet-34 with both 3x3 convolutions dilated; its parameters are the same."""
+    """The block of ResNet-18 and ResNet-34 with both 3x3 convolutions dilated; parameters are unchanged."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Any = "BN", dilation: int = 1
@@ -62,7 +62,7 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     stem = stem_class(input_shape.channels, settings.STEM_OUT_CHANNELS, settings.NORM)
     in_channels, out_channels = settings.STEM_OUT_CHANNELS, settings.RES2_OUT_CHANNELS
     stages = []
-    # Stages after the last one that is given out are not made: they would have no gradients.
+    # Stages after the last one that is output are not built: their parameters would get no gradient.
     last = max([STAGES.index(name) for name in settings.OUT_FEATURES if name in STAGES], default=-1)
     for index, (stride, dilations) in enumerate(strides_and_dilations(settings)[: last + 1]):
         arguments = {"in_channels": in_channels, "out_channels": out_channels, "norm": settings.NORM}
@@ -79,6 +79,6 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
 
 
 def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the same of depth 50, 101 or 152, under Detectron2's name where Detectron2 is not in use."""
+    """Build a dilated ResNet of depth 50, 101 or 152; the name that Detectron2 registers, used where it is not installed."""
     check_depth_of_deeplab(cfg.MODEL.RESNETS)
     return build_dilated_resnet_backbone(cfg, input_shape)

@@ -13,7 +13,7 @@ def check_dilated_resnet(settings: CfgNode) -> None:
     _check_choice(settings, "DEPTH", tuple(BLOCKS_PER_STAGE))
     _check_choice(settings, "STEM_TYPE", ("basic", "deeplab"))
     _check_choice(settings, "RES4_DILATION", (1, 2))
-    # A dilated res4 leaves the strides at 8: res5 then has twice its dilation.
+    # With a dilated res4 the stride stays at 8, and res5 needs twice the dilation of res4.
     _check_choice(settings, "RES5_DILATION", (4,) if settings.RES4_DILATION == 2 else (1, 2, 4))
     blocks = BLOCKS_PER_STAGE[depth][-1]
     steps = multi_grid(settings)
@@ -37,7 +37,7 @@ def check_dilated_resnet(settings: CfgNode) -> None:
 
 
 def check_depth_of_deeplab(settings: CfgNode) -> None:
-    """Raise InputError for a depth that Detectron2's builder of dilated ResNets does not know."""
+    """Raise InputError for a depth that build_resnet_deeplab_backbone does not support in Detectron2."""
     if settings.DEPTH in (18, 34):
         raise InputError(
             f"MODEL.RESNETS.DEPTH is {settings.DEPTH}; build_resnet_deeplab_backbone makes 50, 101 and 152 alone: set "

@@ -16,7 +16,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 
 def dilated_resnet_strides(settings: CfgNode) -> dict[str, int]:
-    """Return the stride of each feature that a dilated ResNet of these MODEL.RESNETS settings can give out."""
+    """Return the stride of each feature that a dilated ResNet of these MODEL.RESNETS settings can output."""
     strides = {"stem": 4}
     for name, (stride, _) in zip(STAGES, strides_and_dilations(settings), strict=True):
         strides[name] = stride * list(strides.values())[-1]
@@ -41,5 +41,5 @@ def strides_and_dilations(settings: CfgNode) -> list[tuple[int, Sequence[int]]]:
 
 
 def multi_grid(settings: CfgNode) -> list[int]:
-    """Return the factors of the dilations in res5; ResNet-18, with two blocks there, takes the first two."""
+    """Return the dilation factor of each block of res5; ResNet-18 has two blocks there and uses the first two factors."""
     return list(settings.RES5_MULTI_GRID)[: 2 if settings.DEPTH == 18 else None]

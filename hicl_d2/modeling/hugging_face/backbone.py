@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hicl_d2.command.errors import InputError, listing, nearest, one_line
+from hicl_d2.command.errors import InputError, listing
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
+from hicl_d2.modeling.hugging_face.config import named_config
 
 MIT = "segformer"  # transformers has its encoder, but not as a backbone
 PROBE_SIDE = 64
@@ -18,8 +19,8 @@ PROBE_SIDE = 64
 class TransformersBackbone(Backbone):
     """A backbone of transformers; its features have transformers' names ("stage1", ...), its parameters ``model.*``.
 
-    Channels and strides are those seen on a small image. Parameters that no feature depends on are frozen, so that
-    DistributedDataParallel does not wait for them.
+    Channels and strides are measured on a small image. Parameters that no feature depends on are frozen:
+    DistributedDataParallel would wait for their gradients.
     """
 
     def __init__(self, model: nn.Module, names: list[str], patch: int = 1) -> None:
@@ -42,7 +43,7 @@ class TransformersBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Return what the height and width of the images must be a multiple of: the coarsest stride."""
+        """Return the coarsest stride, of which height and width of the images must be multiples."""
         return max(self._out_feature_strides.values())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ class TransformersBackbone(Backbone):
 
 
 class MixTransformer(nn.Module):
-    """The encoder of SegFormer (Xie et al. 2021), giving out its four stages by name."""
+    """The encoder of SegFormer (Xie et al. 2021), that outputs its four stages by name."""
 
     def __init__(self, encoder: nn.Module, feature_names: list[str]) -> None:
         super().__init__()
@@ -72,7 +73,9 @@ def build_transformers_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Transfo
     Raises InputError for a type, a setting or a feature that transformers does not have.
     """
     settings = cfg.MODEL.TRANSFORMERS
-    config = _config(settings)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+    config = named_config(settings, {*MODEL_FOR_BACKBONE_MAPPING_NAMES, MIT})
     names = _features(settings, config)
     if config.model_type == MIT:
         from transformers import AutoModel
@@ -90,7 +93,7 @@ def build_transformers_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Transfo
 def load_folder(folder: Path) -> dict[str, Tensor]:
     """Return the weights in a Hugging Face folder under the names that they have in a `TransformersBackbone`.
 
-    Files of older versions of transformers, and of classifiers, are read as transformers reads them.
+    Transformers reads the files, so those of its older versions and of classifiers load too.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
@@ -106,37 +109,9 @@ def load_folder(folder: Path) -> dict[str, Tensor]:
         backbone: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         model, report = backbone.from_pretrained(str(folder), config=config, **options)
         prefix = "model."
-    # What the files lack transformers has drawn at random.
+    # Parameters that the files lack were initialised at random by transformers: they are no weights to load.
     missing = set(report["missing_keys"])
     return {f"{prefix}{name}": value for name, value in model.state_dict().items() if name not in missing}
-
-
-def _config(settings: CfgNode) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
-
-    own = {key: _plain(value) for key, value in settings.SETTINGS.items()}
-    known = sorted({*MODEL_FOR_BACKBONE_MAPPING_NAMES, MIT})
-    try:
-        if Path(settings.NAME).is_dir():
-            config = AutoConfig.from_pretrained(settings.NAME, local_files_only=True, **own)
-        elif settings.NAME in known:
-            config = AutoConfig.for_model(settings.NAME, **own)
-        else:
-            raise InputError(
-                f"MODEL.TRANSFORMERS.NAME is {settings.NAME!r}{nearest(settings.NAME, known)}; it must be a folder or "
-                f"one of {listing(known, 40)}"
-            )
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(
-            f"MODEL.TRANSFORMERS: {settings.NAME} cannot be configured: {one_line(error)[:300]}"
-        ) from None
-    unknown = [key for key in own if key not in type(config)().to_dict()]
-    if unknown:
-        hint = nearest(unknown[0], type(config)().to_dict())
-        raise InputError(f"MODEL.TRANSFORMERS.SETTINGS: {settings.NAME} has no {unknown[0]}{hint}")
-    return config
 
 
 def _features(settings: CfgNode, config: Any) -> list[str]:
@@ -150,7 +125,3 @@ def _features(settings: CfgNode, config: Any) -> list[str]:
             f"MODEL.TRANSFORMERS.OUT_FEATURES {asked}; what {config.model_type} has here: {', '.join(stages)}"
         )
     return sorted(wanted, key=stages.index)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

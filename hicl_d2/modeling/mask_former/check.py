@@ -1,4 +1,4 @@
-"""Whether the settings of Mask2Former are offered here, and suit each other and the backbone."""
+"""Checks of Mask2Former's settings: supported here, and fitting each other and the backbone."""
 
 from collections.abc import Mapping
 
@@ -7,20 +7,35 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.modeling.settings import base_architecture, check_features
 
 MASK_FORMERS = ("MaskFormer", "HiCLMaskFormer")
-# Names in MODEL that the original Mask2Former knows more of.
+# Keys below MODEL of which the original Mask2Former supports more values.
 ONLY_OFFERED = {
     "SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
     "MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
     "MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
     "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
-    "MASK_FORMER.TEST.SEMANTIC_ON": True,
-    "MASK_FORMER.TEST.INSTANCE_ON": False,
-    "MASK_FORMER.TEST.PANOPTIC_ON": False,
 }
 
 
+def check_task(cfg: CfgNode) -> None:
+    """Raise InputError for a config of the original for instance, panoptic or video segmentation."""
+    test, architecture = cfg.MODEL.MASK_FORMER.TEST, base_architecture(cfg)
+    if architecture == "VideoMaskFormer":
+        found = "MODEL.META_ARCHITECTURE is 'VideoMaskFormer', for instances in videos"
+    elif architecture not in MASK_FORMERS:
+        return
+    elif test.PANOPTIC_ON:
+        found = "MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True; what is offered here is False"
+    elif test.INSTANCE_ON:
+        found = "MODEL.MASK_FORMER.TEST.INSTANCE_ON is True; what is offered here is False"
+    elif not test.SEMANTIC_ON:
+        found = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False; what is offered here is True"
+    else:
+        return
+    raise InputError(f"{found}: Mask2Former trains and is tested for semantic segmentation only")
+
+
 def check_mask_former(cfg: CfgNode) -> None:
-    """Raise InputError for settings of Mask2Former that its original offers and this project does not."""
+    """Raise InputError for settings that the original Mask2Former supports and this project does not."""
     if cfg.MODEL.SEM_SEG_HEAD.NAME != "MaskFormerHead":
         raise InputError(
             f"MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}; {base_architecture(cfg)} needs MaskFormerHead"
@@ -40,7 +55,7 @@ def check_mask_former(cfg: CfgNode) -> None:
 
 
 def check_mask_former_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
-    """Raise InputError if Mask2Former's head does not suit features of ``strides``, or its widths not each other."""
+    """Raise InputError if the head does not fit features of ``strides`` (name to stride), or its widths each other."""
     head, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, strides)
     ordered = sorted(head.IN_FEATURES, key=lambda name: strides[name])

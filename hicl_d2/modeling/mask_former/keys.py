@@ -9,11 +9,11 @@ def add_mask_former_keys(cfg: CfgNode) -> None:
     # Channels of the mask features, and layers of the deformable encoder before them.
     head.MASK_DIM = 256
     head.TRANSFORMER_ENC_LAYERS = 0
-    # Pixel decoder; MSDeformAttnPixelDecoder is the one offered.
+    # Pixel decoder; only MSDeformAttnPixelDecoder is supported.
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
     # Features that the deformable encoder reads: the three coarsest of IN_FEATURES.
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    # Points per head and heads of the deformable attention; 4, and MASK_FORMER.NHEADS, are offered.
+    # Sampling points per head, and heads, of the deformable attention; only 4 and MASK_FORMER.NHEADS are supported.
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 
@@ -29,34 +29,44 @@ def add_mask_former_keys(cfg: CfgNode) -> None:
     settings.NHEADS = 8
     settings.DROPOUT = 0.1
     settings.DIM_FEEDFORWARD = 2048
-    # Unused by Mask2Former; here so that the original's files load.
+    # Not read by Mask2Former; present so that the original's config files load.
     settings.ENC_LAYERS = 0
-    # Predictions of the decoder: that of the learned queries, then one per layer.
+    # Number of predictions: one from the learned queries, then one per decoder layer.
     settings.DEC_LAYERS = 6
-    # Whether layers normalise before their work instead of after it.
+    # Whether layers normalise their input (pre-norm) instead of their output.
     settings.PRE_NORM = False
     # Width of the decoder and number of its queries.
     settings.HIDDEN_DIM = 256
     settings.NUM_OBJECT_QUERIES = 100
-    # What the decoder attends to; multi_scale_pixel_decoder is the one offered.
+    # Features that the decoder attends to; only multi_scale_pixel_decoder is supported.
     settings.TRANSFORMER_IN_FEATURE = "res5"
     # Whether the decoder projects its input even where the widths are equal.
     settings.ENFORCE_INPUT_PROJ = False
-    # Decoder; MultiScaleMaskedTransformerDecoder is the one offered.
+    # Decoder; only MultiScaleMaskedTransformerDecoder is supported.
     settings.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # Images are padded to a multiple of this; below 0: of what the backbone asks for.
+    # Images are padded to a multiple of this; below 0: to a multiple of the backbone's size divisibility.
     settings.SIZE_DIVISIBILITY = 32
-    # Points that a mask loss is taken at, how many times as many are drawn, and the share of the uncertain ones.
+    # Points at which a mask loss is computed, candidates drawn per point, and share of points that are the most uncertain.
     settings.TRAIN_NUM_POINTS = 112 * 112
     settings.OVERSAMPLE_RATIO = 3.0
     settings.IMPORTANCE_SAMPLE_RATIO = 0.75
     settings.TEST = CfgNode()
-    # What a test gives; semantic segmentation is offered.
+    # Outputs of a test; only semantic segmentation is supported.
     settings.TEST.SEMANTIC_ON = True
     settings.TEST.INSTANCE_ON = False
     settings.TEST.PANOPTIC_ON = False
-    # Thresholds of panoptic inference; unused here.
+    # Thresholds of panoptic inference; not read here.
     settings.TEST.OBJECT_MASK_THRESHOLD = 0.0
     settings.TEST.OVERLAP_THRESHOLD = 0.0
     # Whether masks are resized to the output before they are summed, which takes more memory.
     settings.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+    # Not read here, present so that the original's config files load: side of the images and scales of the jittering in
+    # instance and panoptic training; frames of a clip and its augmentations in video training.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.SAMPLING_FRAME_NUM = 2
+    cfg.INPUT.SAMPLING_FRAME_RANGE = 20
+    cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    cfg.INPUT.AUGMENTATIONS = []

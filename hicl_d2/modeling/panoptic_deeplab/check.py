@@ -1,4 +1,4 @@
-"""Whether the two heads of the whole Panoptic-DeepLab suit each other and the backbone."""
+"""Checks of the settings of Detectron2's whole Panoptic-DeepLab: its two heads must fit each other and the backbone."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,9 @@ from hicl_d2.modeling.settings import check_features
 
 
 def check_panoptic_deeplab(cfg: CfgNode, features: Iterable[str] | None) -> None:
-    """Raise InputError if the two heads of the model do not suit each other, or the features of the backbone.
+    """Raise InputError if the heads do not fit each other or the backbone.
 
-    ``features`` names those features; None leaves them unchecked.
+    ``features`` are the names of the backbone's features; None leaves them unchecked.
     """
     semantic, instances = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.INS_EMBED_HEAD
     if semantic.NAME != "PanopticDeepLabSemSegHead":

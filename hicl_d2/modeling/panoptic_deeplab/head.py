@@ -1,4 +1,4 @@
-"""The semantic half of Panoptic-DeepLab (Cheng et al. 2020); its instance half is Detectron2's own.
+"""The semantic head of Panoptic-DeepLab (Cheng et al. 2020); the instance head is Detectron2's (`instances`).
 
 Config keys, signatures, parameter names and initialisation are those of Detectron2's Panoptic-DeepLab.
 """
@@ -55,7 +55,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Return the constructor's arguments; raises InputError for settings that do not suit the backbone."""
+        """Return the constructor's arguments; raises InputError for settings that do not fit the backbone."""
         settings = cfg.MODEL.SEM_SEG_HEAD
         own = {"head_channels": settings.HEAD_CHANNELS, "loss_top_k": settings.LOSS_TOP_K}
         return super().from_config(cfg, input_shape) | own

@@ -1,6 +1,6 @@
-"""Swin (Liu et al., "Swin Transformer", ICCV 2021) with the config keys and parameter names of Mask2Former's project.
+"""Swin (Liu et al., "Swin Transformer", ICCV 2021): the code of transformers, the parameter names of Mask2Former's project.
 
-Those are also the names of the weights that Swin's authors published: they load with ``?matching_heuristics=True``.
+The weights that Swin's authors published have the same names; they load with ``?matching_heuristics=True``.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import Backbone
-from hicl_d2.modeling.rehome import Names, Rehomed, Rows
+from hicl_d2.modeling.renaming import LinearPart, Names, Renamed
 from hicl_d2.modeling.swin.check import SWIN_STRIDES, check_swin
 
 # Name here and in the original, name in transformers' SwinBackbone; s counts stages, b blocks. A block's attn is the
@@ -31,8 +31,8 @@ BETWEEN_STAGES: Names = (("layers.{s}.downsample", "swin.encoder.layers.{s}.down
 OUTPUT: Names = (("norm{s}", "hidden_states_norms.stage{t}"),)
 
 
-class _Then:
-    """Calls one module after the other; a plain object, because both are registered elsewhere."""
+class _Chain:
+    """Call one module after the other, without registering them: both are registered under other names."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         self.first, self.second = first, second
@@ -41,10 +41,10 @@ class _Then:
         return self.second(self.first(x))
 
 
-class D2SwinTransformer(Rehomed, Backbone):
-    """Transformers' Swin as a backbone that gives out ``res2`` (stride 4) to ``res5`` (stride 32)."""
+class D2SwinTransformer(Renamed, Backbone):
+    """Transformers' Swin as a backbone that outputs ``res2`` (stride 4) to ``res5`` (stride 32)."""
 
-    _runner: Any
+    _wrapped: Any
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         """Build it as MODEL.SWIN says. Raises InputError for settings that are not offered."""
@@ -70,17 +70,17 @@ class D2SwinTransformer(Rehomed, Backbone):
             "drop_path_rate": settings.DROP_PATH_RATE,
             "out_features": [f"stage{stage}" for stage in stages],
         }
-        runner: Any = SwinBackbone(SwinConfig(**arguments))
-        self.adopt(runner, list(_names(settings.DEPTHS, stages)))
+        wrapped: Any = SwinBackbone(SwinConfig(**arguments))
+        self.rename(wrapped, list(_names(settings.DEPTHS, stages)))
         for stage, depth in enumerate(settings.DEPTHS):
             for block in range(depth):
-                layer = runner.swin.encoder.layers[stage].blocks[block]
+                layer = wrapped.swin.encoder.layers[stage].blocks[block]
                 home = self.get_submodule(f"layers.{stage}.blocks.{block}.attn")
                 self._join_projections(layer.attention, home, settings)
-                # Stochastic depth leaves out the second half of a block too, in the paper and in its code.
-                object.__setattr__(layer, "mlp", _Then(layer.mlp, layer.drop_path))
+                # Stochastic depth drops the second half of a block too, in the paper and the original; not in transformers.
+                object.__setattr__(layer, "mlp", _Chain(layer.mlp, layer.drop_path))
         if settings.USE_CHECKPOINT:
-            runner.activation_checkpointing_enable()
+            wrapped.activation_checkpointing_enable()
         self._initialise()
         self._out_features = sorted(settings.OUT_FEATURES)
         self._out_feature_strides = {name: SWIN_STRIDES[name] for name in self._out_features}
@@ -93,10 +93,10 @@ class D2SwinTransformer(Rehomed, Backbone):
         width = attention.q_proj.in_features
         home.qkv = nn.Linear(width, 3 * width, bias=settings.QKV_BIAS)
         for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            setattr(attention, name, Rows(home.qkv, index))
+            setattr(attention, name, LinearPart(home.qkv, index))
         if settings.QK_SCALE is not None:
             attention.scaling = settings.QK_SCALE
-        # In the original it is part of a checkpoint, and square.
+        # In the original's checkpoints this buffer is saved, with the shape (area, area).
         area = settings.WINDOW_SIZE**2
         positions = home.get_buffer("relative_position_index")
         home.register_buffer("relative_position_index", positions.view(area, area))
@@ -114,12 +114,12 @@ class D2SwinTransformer(Rehomed, Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Return what the height and width of the images must be a multiple of."""
+        """Return the number of which height and width of the images must be multiples."""
         return 32
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features (B, C, H / stride, W / stride) of images (B, 3, H, W)."""
-        return dict(zip(self._out_features, self._runner(images).feature_maps, strict=True))
+        return dict(zip(self._out_features, self._wrapped(images).feature_maps, strict=True))
 
 
 def _names(depths: list[int], stages: list[int]) -> Iterator[tuple[str, str]]:

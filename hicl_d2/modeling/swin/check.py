@@ -1,4 +1,4 @@
-"""Whether the settings of Swin are offered here and suit each other."""
+"""Checks of Swin's settings: supported here, and fitting each other."""
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
@@ -8,7 +8,7 @@ SWIN_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 def check_swin(settings: CfgNode) -> None:
-    """Raise InputError for MODEL.SWIN settings that no Swin has, or that are not offered."""
+    """Raise InputError for MODEL.SWIN settings that contradict each other or are not supported."""
     check_features("MODEL.SWIN.OUT_FEATURES", settings.OUT_FEATURES, SWIN_STRIDES)
     if len(settings.DEPTHS) != len(SWIN_STRIDES) or len(settings.NUM_HEADS) != len(SWIN_STRIDES):
         raise InputError(

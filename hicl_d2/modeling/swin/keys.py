@@ -18,14 +18,14 @@ def add_swin_keys(cfg: CfgNode) -> None:
     # Whether query, key and value have biases; factor of their products (None: 1 / sqrt(channels of a head)).
     swin.QKV_BIAS = True
     swin.QK_SCALE = None
-    # Dropout, of attention too, and the share of paths left out in the last block.
+    # Dropout of features and of attention, and the drop rate of stochastic depth in the last block.
     swin.DROP_RATE = 0.0
     swin.ATTN_DROP_RATE = 0.0
     swin.DROP_PATH_RATE = 0.3
-    # Whether positions are learned, and patches normalised.
+    # Whether absolute position embeddings are added, and patch embeddings normalised.
     swin.APE = False
     swin.PATCH_NORM = True
-    # Stages that are given out, of res2 (stride 4) to res5 (stride 32).
+    # Stages that are output, of res2 (stride 4) to res5 (stride 32).
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Whether activations are computed again in the backward pass, which saves memory.
+    # Whether activations are recomputed in the backward pass (gradient checkpointing), which saves memory.
     swin.USE_CHECKPOINT = False

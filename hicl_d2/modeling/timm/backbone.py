@@ -1,4 +1,4 @@
-"""Backbones of timm, an extra: timm imports torchvision, which must be of the very version that torch was built for."""
+"""Backbones of timm, an optional dependency; timm imports torchvision, whose version must match that of torch."""
 
 from math import log2
 from typing import Any
@@ -12,7 +12,7 @@ from hicl_d2.d2.modeling import Backbone
 
 
 class TimmBackbone(Backbone):
-    """A model of timm that gives out feature maps, as ``res{n}`` for the stride 2^n; its parameters are ``model.*``."""
+    """A model of timm that outputs feature maps, as ``res{n}`` for the stride 2^n; its parameters are ``model.*``."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         """Build MODEL.TIMM. Raises InputError for a name, or features, that timm does not have."""
@@ -49,7 +49,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Return what the height and width of the images must be a multiple of: the coarsest stride."""
+        """Return the coarsest stride, of which height and width of the images must be multiples."""
         return max(self._out_feature_strides.values())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 def _import_timm() -> Any:
-    """Import timm; where it, or torchvision behind it, is absent or broken, raise InputError that says what to install."""
+    """Import timm; raise InputError that says what to install if it or torchvision is absent or broken."""
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -72,7 +72,7 @@ def _import_timm() -> Any:
             f"MODEL.BACKBONE.NAME build_timm_backbone needs {error.name}, which is not installed: pip install "
             "'hicl-d2[timm]' (and a torchvision for your torch: https://pytorch.org/get-started)"
         ) from None
-    except Exception as error:  # a torchvision built for another torch raises anything at all
+    except Exception as error:  # a torchvision built for another torch may raise any exception
         import torch
 
         raise InputError(

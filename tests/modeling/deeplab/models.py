@@ -2,7 +2,7 @@
 
 import torch
 
-import hicl_d2.modeling  # noqa: F401 - registers heads and backbones
+import hicl_d2.modeling.models  # noqa: F401 - registers heads and backbones
 from hicl_d2.config import get_hicl_cfg
 
 DEEPLAB_HEADS = ("DeepLabV3PlusHead", "DeepLabV3Head", "PanopticDeepLabSemSegHead")

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
-from hicl_d2.modeling import DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead
+from hicl_d2.modeling.deeplab.head import DeepLabV3Head, DeepLabV3PlusHead
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
+from hicl_d2.modeling.panoptic_deeplab.head import PanopticDeepLabSemSegHead
 from tests.modeling.deeplab.models import DEEPLAB_HEADS, deeplab_cfg, make_batch
 
 OURS = {cls.__name__: cls for cls in (DeepLabV3Head, DeepLabV3PlusHead, PanopticDeepLabSemSegHead)}

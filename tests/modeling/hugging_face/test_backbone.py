@@ -7,7 +7,7 @@ from torch import nn
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.modeling import build_backbone, build_model
 from hicl_d2.engine.checkpoint import Checkpoints
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from tests.modeling.attach_cases import case_batch
 from tests.modeling.mask_former.models import mask_former_cfg
 

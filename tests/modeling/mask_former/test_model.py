@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import hicl_d2.modeling
+import hicl_d2.modeling.models
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.d2.utils import Registry
-from hicl_d2.modeling import check_model_config
-from hicl_d2.modeling.mask_former.model import semantic_scores
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.registration import register_if_free
 from tests.modeling.mask_former.models import mask_former_batch, mask_former_cfg
 
@@ -45,25 +44,6 @@ def test_targets_are_one_mask_for_each_class_of_an_image(model):
         for each, area in zip(ids, areas, strict=True):
             assert torch.equal(area[:height, :width].bool(), entry["sem_seg"] == each)
         assert areas.sum() == (entry["sem_seg"] != 255).sum()
-
-
-def test_scores_are_class_probability_times_mask_summed_over_queries():
-    torch.manual_seed(0)
-    classes, masks = torch.randn(5, 4), torch.randn(5, 2, 3)
-    expected = torch.zeros(3, 2, 3)
-    for query in range(5):
-        for kind in range(3):
-            expected[kind] += classes[query].softmax(0)[kind] * masks[query].sigmoid()
-    torch.testing.assert_close(semantic_scores(classes, masks), expected)
-
-
-def test_semantic_logits_are_the_shares_of_the_scores_of_the_last_layer(model, batch):
-    images = torch.stack([(entry["image"] - model.pixel_mean) / model.pixel_std for entry in batch])
-    predictions = model.sem_seg_head(model.backbone(images))
-    shares = model.semantic_logits(predictions).softmax(1)
-    scores = semantic_scores(predictions["pred_logits"], predictions["pred_masks"])
-    torch.testing.assert_close(shares, scores / scores.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
-    assert not shares.requires_grad
 
 
 @pytest.mark.parametrize("backbone", ["build_resnet_backbone", SWIN])

@@ -3,7 +3,7 @@
 import pytest
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from tests.modeling.mask_former.models import mask_former_cfg
 
 SWIN = "D2SwinTransformer"

@@ -121,8 +121,8 @@ class BasicStem(CNNBlockBase):
 class ResNet(Backbone):
     """A stem and stages of residual blocks, with children ``stem``, ``res2``, ``res3``, ...
 
-    ``out_features`` names the children whose output is given out (None: the last); stages after the last of
-    them are not kept. The first ``freeze_at`` of stem, res2, ... are frozen. Raises InputError for a name in
+    ``out_features`` names the children whose output is returned (None: the last); stages after the last of them are
+    not built. The first ``freeze_at`` of stem, res2, ... are frozen. Raises InputError for a name in
     ``out_features`` that is no child.
     """
 
@@ -166,7 +166,7 @@ class ResNet(Backbone):
         return {name: value for name, value in seen.items() if name in self._out_features}
 
     def freeze(self, freeze_at: int = 0) -> "ResNet":
-        """Stop training the first ``freeze_at`` of stem, res2, ...; their batch norms become frozen ones."""
+        """Freeze parameters and batch norms of the first ``freeze_at`` of stem, res2, ...; return the network."""
         if freeze_at >= 1:
             self.stem.freeze()
         for stage in self.stages[: max(freeze_at - 1, 0)]:
@@ -199,7 +199,7 @@ class ResNet(Backbone):
 def _needed(
     stages: Sequence[Sequence[CNNBlockBase]], out_features: Sequence[str] | None
 ) -> list[tuple[str, Sequence[CNNBlockBase]]]:
-    """Return named stages up to the last in ``out_features``: those that nobody reads get no gradients."""
+    """Return named stages up to the last in ``out_features``: those after it would get no gradients."""
     named = [(f"res{number}", blocks) for number, blocks in enumerate(stages, start=2)]
     if out_features is None:
         return named
