@@ -55,8 +55,8 @@ class Contrast(nn.Module):
     It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), aligns the labels with
     the feature grid, resizes the logits to it, draws from a generator of its own (the global random state is never
     touched), and gives every parameter a gradient in every step, even where there is nothing to contrast. Inside a model
-    given to `torch.compile` it runs uncompiled. Attached to a model (`attach`), it reads features and counts steps by itself: `loss` and
-    `detach`.
+    given to `torch.compile` it runs uncompiled. Attached to a model (`attach`), it reads the features and counts the
+    steps by itself: `loss` and `detach`.
 
     Attributes:
         reaches_all: whether the loss that `contrast` returns always has a graph to every parameter.
