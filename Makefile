@@ -7,8 +7,10 @@ PYTHON ?= python3
 STAMP := $(VENV)/.ready
 DEMO_OUTPUT ?= output/demo
 DEMO_ARGS ?=
+FAULT_ARGS ?=
+LOAD_ARGS ?=
 
-.PHONY: help demo test test-slow check format tables conformance clean
+.PHONY: help demo test test-slow faults load check format tables conformance clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +30,12 @@ test: $(STAMP)  ## run the tests
 
 test-slow: $(STAMP)  ## run the slow tests too
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (half an hour)
+	@$(BIN)/python -m tests.robustness.fault_report $(FAULT_ARGS)
+
+load: $(STAMP)  ## measure and kill the harness with cells that only wait (a quarter of an hour)
+	@$(BIN)/python -m tests.robustness.load_report $(LOAD_ARGS)
 
 check: $(STAMP)  ## lint, format, types, and whether the tables of results are fresh
 	@$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from speed.follow import operators
 from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes
 from speed.targets import verdict
 
+from hicl_d2.command.files import atomic_open
 from hicl_d2.contrast import CONTRASTS
 
 PEERS = tuple(name for name in CONTRASTS if name != "hicl")
@@ -101,7 +102,7 @@ class Report:
 
     def write_csv(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
+        with atomic_open(path) as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -29,13 +29,15 @@ from speed.meter import measure, median_ratio, peak_bytes
 from tabulate import tabulate
 from torch import nn
 
-import hicl_d2.modeling  # noqa: F401 - registers models
-from hicl_d2.command.errors import InputError, exit_with_error
+import hicl_d2.modeling.models  # noqa: F401 - registers models
+from hicl_d2.command.cli import run
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
-from hicl_d2.modeling.check import base_architecture, blank_size, check_model_config
+from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.settings import base_architecture, blank_size
 from hicl_d2.run.setup import PRECISIONS
 
 PLAIN, BRANCH, DETECTRON2 = "plain", "with the branch", "Detectron2's own"
@@ -81,14 +83,13 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
-    try:
-        configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
-        for cfg in configs.values():
-            check_model_config(cfg)
-            if base_architecture(cfg) in WITH_INSTANCES:
-                raise InputError(f"{base_architecture(cfg)} trains on instances, which are not made up here")
-    except InputError as error:
-        exit_with_error("model_speed", error)
+    configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
+    for file, cfg in configs.items():
+        check_model_config(cfg)
+        if base_architecture(cfg) in WITH_INSTANCES:
+            raise InputError(
+                f"{file}: {base_architecture(cfg)} trains on instances, which are not made up here"
+            )
     if args.without_data:
         report_footprints(configs, args.batch)
         return 0
@@ -145,7 +146,7 @@ def report_footprints(configs: dict[str, CfgNode], batch_size: int) -> None:
         try:
             plain, branch = (_follow(models[row], cfg, batch_size, precision) for row in (PLAIN, BRANCH))
         except LooksAtValuesError as error:
-            raise SystemExit(f"model_speed: {name}: {error}; measure it without --without-data") from None
+            raise InputError(f"{name}: {error}; measure it without --without-data") from None
         size = " x ".join(map(str, (batch_size, *blank_size(cfg))))
         rows.append(
             (
@@ -292,4 +293,4 @@ def inference_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("model_speed", main)

@@ -3,8 +3,8 @@
 ``python benchmark/result_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; if the faults.json of fault_report.py, what was broken and what was seen; if a table.md, what a script of
-benchmark/ printed; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of
+comparison; if the faults.json of tests/robustness, what was broken and what was seen; if a table.md, what a
+script printed; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of
 its config.
 """
 
@@ -12,13 +12,15 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fault_report import table as fault_table
 from harness.cells import AXES
 from harness.matrix import read_matrix
 from harness.tables import RESULTS_FILE, markdown
+
+from hicl_d2.command.files import write_text
 
 FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
@@ -27,13 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
+Fault = dict[str, Any]  # "broken", "times" (None: not known), "seen"
+
 
 def render(folder: Path) -> str:
     """Return the markdown table of the result files in ``folder``."""
     if (folder / RESULTS_FILE).is_file():
         return render_matrix(folder)
     if (folder / FAULTS_FILE).is_file():
-        return fault_table(json.loads((folder / FAULTS_FILE).read_text()).values())
+        return render_faults(json.loads((folder / FAULTS_FILE).read_text()).values())
     if (folder / PRINTED_FILE).is_file():
         return (folder / PRINTED_FILE).read_text(encoding="utf-8")
     return render_runs(folder)
@@ -46,6 +50,16 @@ def render_matrix(folder: Path) -> str:
     matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{folder.name}.yaml")
     rows = pd.read_csv(folder / RESULTS_FILE, dtype=dict.fromkeys(AXES, str))
     return f"{markdown(rows.fillna(dict.fromkeys(AXES, '')), matrix)}\n"
+
+
+def render_faults(faults: Iterable[Fault]) -> str:
+    """Return a row for each kind of fault that runs were put through."""
+    header = "| what was broken | times | what was seen |\n|---|---:|---|"
+    lines = (
+        f"| {fault['broken']} | {'' if fault['times'] is None else format(fault['times'], ',')} | {fault['seen']} |"
+        for fault in faults
+    )
+    return "\n".join([header, *lines]) + "\n"
 
 
 def render_runs(folder: Path) -> str:
@@ -91,7 +105,7 @@ def main() -> int:
             sys.stderr.write(f"{page.relative_to(ROOT)}: a table is out of date; run: make tables\n")
             stale = True
         else:
-            page.write_text(after, encoding="utf-8")
+            write_text(page, after)
     return int(stale)
 
 

@@ -5,47 +5,54 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import _VALID_TYPES
 
 from hicl_d2.command.errors import InputError, listing, one_line
+from hicl_d2.command.safe_yaml import Document, KeyPath, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
-from hicl_d2.model_keys import add_model_keys
+from hicl_d2.modeling.keys import add_model_keys
 
-BASE_KEY = "_BASE_"
-# A key as its parts: the names of data sets may hold dots.
-KeyPath = tuple[str, ...]
-# The section whose blocks carry names of the user's own.
+# The section whose blocks carry names of the user's own, which may hold dots.
 CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
 # Lists of names whose defaults are empty.
 TEXT_LISTS = {
     ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
 }
 # What YAML calls keys that are text, and its key for merging a section in.
-TEXT_KEYS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"}
+TEXT_KEYS = ("str", "merge", "value")
 
 
 def get_hicl_cfg() -> CfgNode:
     """Return Detectron2's default config with the keys of DeepLab and of this project added."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_hicl_config(cfg)
-    return cfg
-
-
-def add_hicl_config(cfg: CfgNode) -> None:
-    """Add the project's keys to ``cfg`` (which already has DeepLab's), each with a default that changes nothing."""
     _add_training_keys(cfg)
     add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
+    return cfg
+
+
+def add_hicl_config(cfg: CfgNode) -> None:
+    """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
+
+    Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs.
+    """
+    _add_absent(cfg, get_hicl_cfg())
+
+
+def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_absent(cfg[key], value)
 
 
 def _add_training_keys(cfg: CfgNode) -> None:
@@ -72,16 +79,13 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Side of the square that training images smaller than it are padded to; below 1: the crop's size.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Channels of Panoptic-DeepLab's convolutions between the decoder and the predictor.
-    cfg.MODEL.SEM_SEG_HEAD.HEAD_CHANNELS = 256
-    # Share of the hardest pixels that Panoptic-DeepLab's loss averages (hard_pixel_mining).
-    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.2
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
-    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists.
+    # Data sets of your own: a block for each name, with IMAGES, LABELS, CLASSES and what hicl_d2.data.custom lists (LIST,
+    # LABEL_VALUES, UNLABELLED, ...).
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     # Whether each worker keeps the training images that it has decoded in memory (5 bytes a pixel, the label map among
     # them); for data sets that fit NUM_WORKERS times.
@@ -93,7 +97,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # (two thirds of a window where none is given); no window: the image is predicted as a whole.
     cfg.TEST.WINDOW = []
     cfg.TEST.WINDOW_STRIDE = []
-    # Whether TEST.AUG (several sizes and flips) averages probabilities, or the model's scores as they are.
+    # Whether TEST.AUG (several sizes and flips) averages the softmax of the model's scores, or the scores as they are; those
+    # of Mask2Former are no logits and are never put through a softmax.
     cfg.TEST.AUG_SOFTMAX = True
     # Distance up to which pixels count as near a boundary, as a share of the diagonal; 0: boundaries are not scored.
     cfg.TEST.BOUNDARY_DISTANCE = 0.0
@@ -175,45 +180,6 @@ def _add_branch_keys(cfg: CfgNode) -> None:
 # Reading
 
 
-class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader; a tag that would run code is refused with the tag and its line, and a date stays text."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _refuse_tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
-    raise InputError(
-        f"{node.start_mark.name}:{node.start_mark.line + 1}: the tag !!python/{suffix} would run code and is refused; "
-        f"write {_without_code(node)}"
-    )
-
-
-def _without_code(node: yaml.Node) -> str:
-    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
-    found = _SCALED_SIZES.search("".join(str(part.value) for part in _scalars(node)))
-    if found is None:
-        return "the value itself (a list, a number, a string)"
-    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
-    return f"{[int(step * factor * side) for step in range(first, end)]} instead"
-
-
-def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            yield from _scalars(part)
-
-
-# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
-_SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
-
-_SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse_tag)
-
-
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` chain, apply ``KEY VALUE`` overrides, and freeze the result.
 
@@ -227,76 +193,17 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
+    if Path(file).suffix == ".py":
+        raise InputError(
+            f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
+            "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
+        )
     cfg = get_hicl_cfg()
-    for path, content, lines in reversed(list(_chain(Path(file)))):
-        _merge(cfg, content, lines, path)
+    for document in read_chain(Path(file)):
+        _merge(cfg, document)
     _merge_opts(cfg, list(opts))
     cfg.freeze()
     return cfg
-
-
-def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[KeyPath, int]]]:
-    """Yield ``path`` and the files that it is based on, each with its content and the line of every key."""
-    seen: list[Path] = []
-    while True:
-        if path.resolve() in seen:
-            raise InputError(f"{seen[-1]}: {BASE_KEY} leads back to {path}; remove the circle")
-        seen.append(path.resolve())
-        content, lines = _read(path)
-        base = content.pop(BASE_KEY, None)
-        yield path, content, lines
-        if base is None:
-            return
-        if not isinstance(base, str):
-            raise InputError(
-                f"{path}:{lines[BASE_KEY,]}: {BASE_KEY} must be the path of one config file, not {base!r}"
-            )
-        path = path.parent / Path(base).expanduser()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} cannot be read: {error}") from None
-    try:
-        loader = _SafeLoader(text)
-        loader.name = str(path)
-        root = loader.get_single_node()
-        lines = dict(_key_lines(root, path)) if root is not None else {}
-        content = loader.construct_document(root) if root is not None else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: a config file holds keys and values, but this one is a {type(content).__name__}"
-        )
-    return content, lines
-
-
-def _key_lines(node: yaml.Node, path: Path, above: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
-    """Yield every key with its line. Raises InputError for one that stands twice, and for one that is not text."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = key.value if isinstance(key, yaml.ScalarNode) else "[...]", key.start_mark.line + 1
-        key_path = (*above, name)
-        if name in lines:
-            raise InputError(
-                f"{path}:{line}: {'.'.join(key_path)} stands here and in line {lines[name]}; put both into one"
-            )
-        lines[name] = line
-        if key.tag not in TEXT_KEYS and not is_free(above, 2):
-            kind = key.tag.rsplit(":", 1)[-1]
-            raise InputError(f"{path}:{line}: YAML reads the key {name} as {kind}, not as text; quote it")
-        yield key_path, line
-        yield from _key_lines(value, path, key_path)
 
 
 def is_free(path: KeyPath, depth: int = 1) -> bool:
@@ -304,9 +211,14 @@ def is_free(path: KeyPath, depth: int = 1) -> bool:
     return path[:2] == CUSTOM and len(path) >= 2 + depth
 
 
-def _merge(cfg: CfgNode, content: dict[str, Any], lines: dict[KeyPath, int], path: Path) -> None:
-    for key_path, value in _leaves(content):
-        _set(cfg, key_path, value, f"{path}:{lines.get(key_path, 1)}")
+def _merge(cfg: CfgNode, document: Document) -> None:
+    for key in document.keys:
+        if key.kind not in TEXT_KEYS and not is_free(key.path[:-1], 2):
+            raise InputError(
+                f"{document.path}:{key.line}: YAML reads the key {key.path[-1]} as {key.kind}, not as text; quote it"
+            )
+    for path, value in _leaves(document.content):
+        _set(cfg, path, value, document.place(path))
 
 
 def _leaves(content: dict[Any, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

@@ -1,15 +1,21 @@
 """Config files are read safely, and what is wrong with one is said in one line with file, line and key."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.command.safe_yaml import flatten
+from hicl_d2.config import add_hicl_config, get_hicl_cfg, load_config
 from hicl_d2.contrast import HiCLBranch
+from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.d2.config import CfgNode, get_cfg
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 
 
 def write(folder, text, name="config.yaml"):
@@ -115,3 +121,56 @@ def test_the_keys_of_the_branch_are_its_keywords_with_its_defaults():
         if keyword.kind is keyword.KEYWORD_ONLY and name != "ignore_value":
             default = keyword.default
             assert keys[name] == (list(default) if isinstance(default, tuple) else default), name
+
+
+def test_keys_that_a_config_has_are_left_as_they_are_and_absent_ones_are_added():
+    cfg = get_cfg()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BACKBONE_MULTIPLIER = "ADAMW", 0.1
+    cfg.MODEL.MASK_FORMER = CfgNode({"NUM_OBJECT_QUERIES": 7, "OF_ANOTHER": "project"})
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.5
+    cfg.TEST.AUG.MIN_SIZES = (1, 2)
+    before = dict(flatten(cfg))
+    add_hicl_config(cfg)
+    after = dict(flatten(cfg))
+    assert {key: after[key] for key in before} == before
+    ours = dict(flatten(get_hicl_cfg()))
+    assert {key: after[key] for key in after if key not in before} == {
+        key: ours[key] for key in ours if key not in before
+    }
+    again = cfg.clone()
+    add_hicl_config(again)
+    assert again == cfg
+
+
+def test_added_to_detectron2s_config_it_is_the_projects():
+    cfg = get_cfg()
+    add_hicl_config(cfg)
+    assert cfg == get_hicl_cfg()
+    cfg.MODEL.HICL.WINDOWS.append(32)
+    cfg.DATASETS.CUSTOM.own = CfgNode({"IMAGES": "a"})  # the section takes new keys
+    assert get_hicl_cfg().MODEL.HICL.WINDOWS == [1, 2, 4, 8, 16]
+
+
+def test_a_config_in_python_is_one_line_that_names_the_way(tmp_path):
+    path = write(tmp_path, "raise SystemExit('it was run')", "lazy.py")
+    with pytest.raises(InputError, match=r"lazy.py is Python.*LazyConfig attaches Hi-CL.*read YAML") as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(USES_DETECTRON2, reason="Detectron2's config imports torch")
+@pytest.mark.parametrize("words", [("SOLVER.MAX_ITR", "3"), ("SOLVER.MAX_ITER", "many")])
+def test_a_slip_in_a_config_is_answered_before_torch_is_imported(words: tuple[str, str]) -> None:
+    config = str(ROOT / "configs/camvid/deeplab_v3_plus_R_18_cpu.yaml")
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train_net.py', '--config-file', {config!r}, *{words!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'projects/HiCL/train_net.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words[0] in done.stderr
+    assert done.stdout == "False\n"

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.d2.data import detection_utils
 from hicl_d2.reading import check_labels, image_size, read_image, read_labels
+from tests.support.plain_mapper import read_plainly
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -115,14 +115,14 @@ def test_labels_are_refused_if_and_only_if_one_is_outside(
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK"])
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-def test_images_are_those_of_the_runtimes_reader(tmp_path: Path, orientation: int | None, mode: str) -> None:
+def test_images_are_those_of_pillow_upright(tmp_path: Path, orientation: int | None, mode: str) -> None:
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.fromarray(_noise(10, 14, 3)).convert(mode).save(path, exif=exif)
     for image_format in ("BGR", "RGB"):
-        expected = detection_utils.read_image(str(path), image_format)
+        expected = read_plainly(str(path), image_format)
         np.testing.assert_array_equal(read_image(path, image_format), expected)
 
 

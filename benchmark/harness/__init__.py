@@ -1,5 +1,15 @@
 """What run_matrix.py is made of.
 
-It knows neither torch nor the package that it measures: it starts a training script for each cell of a matrix
-and reads the ``result.json`` that the script leaves. State is files; running again does what is missing.
+It knows nothing of torch and of the models that it compares: it starts a training script for each cell of a matrix
+and reads the ``result.json`` that the script leaves. State is files; running again does what is missing. Errors, whole
+files, console, signals and YAML are those of ``hicl_d2.command``, taken from the checkout that this folder is in, be
+the package installed or not.
 """
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(1, str(ROOT))

@@ -1,4 +1,4 @@
-"""One training of a matrix: what it is and where it lives."""
+"""One training of a matrix: its config, its identity and its folder."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hicl_d2.command.layout import PLACE_KEYS
+
 AXES = ("dataset", "model", "method", "ablation")
 
-# Keys that say where a training runs and not what it computes ...
-PLACE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
-# ... and keys that hold the place of a file, of which the name counts.
+# Keys that hold the path of a file, of which the name counts.
 PATH_KEYS = ("MODEL.WEIGHTS",)
 
 
@@ -55,12 +55,12 @@ class Cell:
 
     @property
     def group(self) -> tuple[str, str, str, str]:
-        """The names on the axes: what cells share that differ in their seed alone."""
+        """The names on the axes, which cells share that differ in their seed alone."""
         return (self.dataset, self.model, self.method, self.ablation)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the training computes: the resolved config without places."""
+        """The resolved config without the keys that only say where the training runs."""
         content = {key: value for key, value in self.resolved.items() if key not in PLACE_KEYS}
         for key in PATH_KEYS:
             if isinstance(content.get(key), str):
@@ -69,7 +69,7 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """Ten digits that change with anything that is computed, not with comments or places."""
+        """Ten hexadecimal digits of the identity and the data; comments and places do not change them."""
         text = json.dumps([self.identity, self.data], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

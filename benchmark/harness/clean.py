@@ -1,5 +1,6 @@
 """Remove what is not needed any more; results, manifests and logs of the matrix's cells always stay."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,18 +8,19 @@ from pathlib import Path
 from harness import folder as files
 from harness.plan import PROBE_FOLDER
 from harness.workspace import Workspace
+from hicl_d2.command.files import remove_unfinished, unfinished
 
 KEPT_CHECKPOINTS = ("model_final.pth", "model_best.pth")
 
 
 def find(workspace: Workspace, orphans: bool) -> Iterator[Path]:
-    """Yield what can go: half-written files, probes, checkpoints on the way of cells that are done.
+    """Yield what can go: half-written files, probes, checkpoints before the last one of cells that are done.
 
     ``orphans``: also the folders of cells that the matrix does not have any more.
     """
     output = workspace.output
     place = output / "cells"
-    yield from sorted(output.glob(".*.tmp"))
+    yield from unfinished(output)
     if (output / PROBE_FOLDER).is_dir():
         yield output / PROBE_FOLDER
     known = {cell.slug for cell in workspace.matrix.cells}
@@ -29,9 +31,10 @@ def find(workspace: Workspace, orphans: bool) -> Iterator[Path]:
             continue
         if workspace.states[folder.name].name == files.RUNNING:
             continue
-        yield from sorted(folder.rglob(".*.tmp"))
+        for below, _, _ in os.walk(folder):  # which follows no link
+            yield from unfinished(below)
         if workspace.states[folder.name].name == files.DONE:
-            yield from sorted(path for path in folder.glob("*.pth") if path.name not in KEPT_CHECKPOINTS)
+            yield from sorted(path for path in folder.glob("[!.]*.pth") if path.name not in KEPT_CHECKPOINTS)
 
 
 def size(path: Path) -> int:
@@ -49,14 +52,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_unfinished(workspace: Workspace) -> None:
+def clear_unfinished(workspace: Workspace) -> None:
     """Remove what writers left half-written when they were killed; call it with the folder's lock held.
 
-    Cells that a cluster may be running are left alone.
+    Cells that a cluster may be running are left alone, and folders that are links.
     """
     output = workspace.output
     there = {slug for slug, state in workspace.states.items() if (state.attempt or {}).get("job")}
-    for pattern in (".*.tmp", "cells/*/.*.tmp", "cells/*/attempts/.*.tmp"):
-        for path in output.glob(pattern):
-            if there.isdisjoint(path.relative_to(output).parts):
-                path.unlink(missing_ok=True)
+    remove_unfinished(output)
+    place = output / "cells"
+    for cell in sorted(place.iterdir()) if place.is_dir() else []:
+        if cell.name in there or cell.is_symlink():
+            continue
+        remove_unfinished(cell)
+        remove_unfinished(cell / files.ATTEMPTS_FOLDER)

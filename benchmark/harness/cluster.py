@@ -16,8 +16,6 @@ from typing import Any
 
 from harness import folder as files
 from harness.cells import Cell, Resources
-from harness.console import Console, duration
-from harness.errors import InputError
 from harness.failures import KILLED, Failure
 from harness.folder import look
 from harness.job import STOP_FILE, CellJob
@@ -25,6 +23,8 @@ from harness.local import Outcome, headline
 from harness.signals import DRAIN, GO, KILL, STOP, Signals
 from harness.training import command
 from harness.workspace import Workspace
+from hicl_d2.command.console import Console, duration
+from hicl_d2.command.errors import InputError
 
 LOG_FOLDER = "slurm"
 POLL_SECONDS = 1.0
@@ -37,7 +37,7 @@ SIGNAL_SECONDS = 90
 
 
 class SlurmExecutor:
-    """Cells as jobs of a cluster; interface as the local executor's."""
+    """Run cells as jobs of a cluster; same interface as the local executor."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class SlurmExecutor:
     # ------------------------------------------------------------------------------------------------------
 
     def _submit(self, cells: Iterable[Cell]) -> None:
-        """Submit an array for each kind of resources, and note every cell's job in a new attempt."""
+        """Submit a job array for each set of resources, and record every cell's job in a new attempt."""
         kinds: dict[Resources, list[Cell]] = {}
         for cell in cells:
             kinds.setdefault(cell.resources, []).append(cell)
@@ -151,7 +151,7 @@ class SlurmExecutor:
     # ------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """See which cells have ended."""
+        """Read the state of every cell and report those that have ended."""
         for slug in list(self._jobs):
             cell = self._cells[slug]
             state = look(cell, self._output)
@@ -165,7 +165,7 @@ class SlurmExecutor:
                 self._fail(cell, state.failure)
 
     def _find_lost(self) -> None:
-        """Find jobs that left the queue without a word, and submit their cells again."""
+        """Find jobs that left the queue without a result, and submit their cells again."""
         there = queue()
         now = time.monotonic()
         for slug, job in list(self._jobs.items()):
@@ -228,7 +228,7 @@ class SlurmExecutor:
             _slurm("scancel", "--state=PENDING", *self._jobs.values())
 
     def _stop_running(self) -> None:
-        """Ask the jobs to stop; they look for this file."""
+        """Ask the jobs to stop, by the file that they poll for."""
         for slug in self._jobs:
             with contextlib.suppress(OSError):
                 (self._cells[slug].folder(self._output) / STOP_FILE).touch()

@@ -2,52 +2,48 @@
 
 import argparse
 import errno
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from harness.console import Console
-from harness.errors import InputError
-from harness.matrix import ROOT
-from harness.signals import Signals, Stopped
+from harness import ROOT
+from harness.signals import Signals
 from harness.verbs import VERBS
+from hicl_d2.command.cli import Parser, status, whole
+from hicl_d2.command.console import console
+from hicl_d2.command.errors import InputError
 
+TOOL = "run_matrix.py"
 TRAIN_SCRIPT = ROOT / "projects" / "HiCL" / "train_net.py"
 MATRIX_FILE = ROOT / "benchmark" / "matrices" / "paper.yaml"
 EXPECTED_FILE = ROOT / "benchmark" / "expected.yaml"
 EXECUTORS = ("local", "slurm")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its status: 0, 1 if a cell failed, 2 for bad input, 130 after Ctrl-C."""
+    signals = Signals()
+    return status(
+        TOOL,
+        lambda: _run(arguments, signals),
+        handling=signals.handled,
+        stopped="stopped; the same command goes on from here",
+    )
+
+
+def _run(arguments: Sequence[str] | None, signals: Signals) -> int:
+    options = _arguments(arguments)
     try:
-        options = _arguments(arguments)
-        with Signals().handled() as signals:
-            return VERBS[options.verb](options, Console(), signals)
-    except InputError as error:
-        return _fail(str(error))
-    except OSError as error:
+        return VERBS[options.verb](options, console, signals)
+    except OSError as error:  # every path is the user's choice: none of these is a fault of the harness
         reason = "no space left" if error.errno == errno.ENOSPC else error.strerror
-        return _fail(f"{error.filename or 'a file'}: {reason}; choose another --output, or put this right")
-    except Stopped as stop:
-        sys.stderr.write("run_matrix.py: stopped; the same command goes on from here\n")
-        return 128 + stop.signum
-
-
-def _fail(message: str) -> int:
-    sys.stderr.write(f"run_matrix.py: {' '.join(message.split())}\n")
-    return 2
+        raise InputError(
+            f"{error.filename or 'a file'}: {reason}; choose another --output, or put this right"
+        ) from None
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="run_matrix.py",
+    parser = Parser(
+        prog=TOOL,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train the cells of a matrix file (data sets x models x methods x ablations x seeds) and compare\n"
@@ -67,7 +63,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--shorten", action="store_true", help="the few iterations of the matrix's shorten, for a check")
 
     run = parser.add_argument_group("run").add_argument
-    run("--needed", action="store_true", help="start what has no result (always so)")
     run(
         "--retry",
         action="append",
@@ -78,15 +73,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run("--fail-fast", dest="fail_fast", action="store_true", help="stop at the first failure")
     run("--keep-going", dest="fail_fast", action="store_false", help="go on after a failure (default)")
     run("--gpus", metavar="N,...", help="GPUs to use (default: all; '' for none)")
-    run("--per-gpu", type=_count, default=1, metavar="N", help="cells on a GPU, as far as memory_gb allows")
-    run("--slots", type=_count, default=1, metavar="N", help="cells at a time on the CPU (default 1)")
+    run("--per-gpu", type=whole(1), default=1, metavar="N", help="cells on a GPU, as far as memory_gb allows")
+    run("--slots", type=whole(1), default=1, metavar="N", help="cells at a time on the CPU (default 1)")
     run("--executor", choices=EXECUTORS, default="local", help="where cells run (default: local)")
     run("--partition", metavar="NAME", help="SLURM partition")
     run("--account", metavar="NAME", help="SLURM account")
-    run("--max-cells", type=_count, default=32, metavar="N", help="cells at a time on SLURM (default 32)")
+    run("--max-cells", type=whole(1), default=32, metavar="N", help="cells at a time on SLURM (default 32)")
     run(
         "--job-minutes",
-        type=_count,
+        type=whole(1),
         default=1440,
         metavar="N",
         help="wall time of a job; it is queued again after",
@@ -103,9 +98,3 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
     other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text}")
-    return int(text)

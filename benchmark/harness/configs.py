@@ -1,15 +1,12 @@
-"""What a config file says in the end: its chain of bases merged, and overrides on top."""
+"""Resolving a config file: its ``_BASE_`` chain merged, overrides on top."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
-from harness.files import read_yaml
-
-BASE_KEY = "_BASE_"
+from hicl_d2.command.safe_yaml import flatten, read_chain
 
 
 class Configs:
@@ -27,39 +24,11 @@ class Configs:
         """
         if path not in self._flat:
             merged: dict[str, Any] = {}
-            for content in reversed(list(_chain(path))):
-                merged.update(flatten(content))
+            for document in read_chain(path):
+                merged.update(flatten(document.content))
             self._flat[path] = {key: literal(value) for key, value in merged.items()}
         changes = {key: literal(value) for key, value in flatten(overrides).items()}
         return {**self._flat[path], **changes}
-
-
-def _chain(path: Path) -> Iterator[dict[str, Any]]:
-    seen: set[Path] = set()
-    while True:
-        if path.resolve() in seen:
-            raise InputError(f"{path}: {BASE_KEY} leads back to this file; remove the circle")
-        seen.add(path.resolve())
-        content = read_yaml(path)
-        base = content.pop(BASE_KEY, None)
-        yield content
-        if base is None:
-            return
-        if not isinstance(base, str):
-            raise InputError(f"{path}: {BASE_KEY} must be the path of one config file, not {base!r}")
-        path = path.parent / Path(base).expanduser()
-
-
-def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one level with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
 
 
 def literal(value: Any) -> Any:

@@ -5,14 +5,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness.errors import InputError
-
-ROOT_VARIABLE = "DETECTRON2_DATASETS"
-
-
-def data_root() -> Path:
-    """Return the folder that holds the data sets, as Detectron2 has it."""
-    return Path(os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.layout import data_root
 
 
 def fingerprint(names: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from hicl_d2.command.git import git_state
 
 
 @cache
@@ -27,21 +27,13 @@ def environment() -> dict[str, Any]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Return the versions of all packages, by the names of their folders: reading every file takes long."""
+    """Return the versions of all packages, by the names of their folders, since reading every metadata file is slow."""
     found: dict[str, str] = {}
     for place in sys.path:
         for path in Path(place or ".").glob("*.dist-info"):
             name, _, version = path.stem.rpartition("-")
             found.setdefault(name.lower(), version)
     return dict(sorted(found.items()))
-
-
-@cache
-def git_state() -> dict[str, Any]:
-    """Return the commit that the code is of and whether it was changed; None where nobody knows."""
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if commit is None or changes is None else bool(changes)}
 
 
 def visible_gpus() -> list[tuple[int, str, float]]:

@@ -33,7 +33,7 @@ OUT_OF_MEMORY, NOT_FINITE, TIME_OUT, PORT, DISK, DATA, INPUT, KILLED, NO_RESULT,
 )
 
 RULES = {
-    # Alone on its GPU it may fit; the local executor retries it so where it had company.
+    # It may fit on a GPU of its own; the local executor retries it there if it shared one.
     OUT_OF_MEMORY: Rule(0, False, "lower SOLVER.IMS_PER_BATCH, or raise resources: memory_gb"),
     # The same seed gives the same numbers: trying again changes nothing.
     NOT_FINITE: Rule(0, False, "look at metrics.json, then lower SOLVER.BASE_LR or clip gradients"),
@@ -49,7 +49,7 @@ RULES = {
     UNKNOWN: Rule(0, False, "see the log; --retry failed goes on from the last checkpoint"),
 }
 
-# Looked for in the order given, in the end of what the training wrote to standard error.
+# Patterns searched for, in this order, in the last part of the training's standard error.
 SIGNS = (
     (OUT_OF_MEMORY, r"out of memory|OutOfMemoryError|Cannot allocate memory|not enough memory"),
     (DISK, r"no space left|No space left on device|Disk quota exceeded"),
@@ -62,7 +62,7 @@ DATA_SIGN = r"\bdata\b|data ?set|DATASETS|\bimage|\blabel|annotation"
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a training that left no result."""
+    """Why a training left no result."""
 
     kind: str
     message: str

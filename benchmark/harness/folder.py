@@ -1,4 +1,4 @@
-"""What the folder of a cell tells: its manifest, its attempts, and the state that follows from them."""
+"""The folder of a cell: its manifest, its attempts, its heartbeat and lock, and the state that follows from them."""
 
 import fcntl
 import hashlib
@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from harness.cells import Cell
 from harness.environment import environment
-from harness.errors import InputError
 from harness.failures import Failure
-from harness.files import write_text
 from harness.results import read_result
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import open_lock, write_json, write_text
 
 MANIFEST_FILE = "cell.json"
 ATTEMPTS_FOLDER = "attempts"
@@ -24,7 +24,7 @@ LOCK_FILE = ".cell.lock"
 SCHEMA = 1
 
 HEARTBEAT_SECONDS = 5.0
-# A heartbeat is this old at most while its cell runs; network file systems show changes late.
+# A cell whose heartbeat is older does not run any more; network file systems show changes late.
 DEAD_SECONDS = 60.0
 
 WAITING, QUEUED, RUNNING, STOPPED, FAILED, DONE, BLOCKED = (
@@ -40,7 +40,7 @@ WAITING, QUEUED, RUNNING, STOPPED, FAILED, DONE, BLOCKED = (
 
 @dataclass(frozen=True)
 class State:
-    """What has become of a cell. ``result`` is there for a done one, ``failure`` for a failed one."""
+    """The state of a cell; a done one has a ``result``, a failed one a ``failure``."""
 
     name: str
     result: dict[str, Any] | None = None
@@ -167,7 +167,7 @@ def _attempt_files(folder: Path) -> list[Path]:
 
 
 def new_attempt(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
-    """Note that an attempt begins, and return it."""
+    """Record that an attempt begins, and return it."""
     (folder / ATTEMPTS_FOLDER).mkdir(parents=True, exist_ok=True)
     files = _attempt_files(folder)
     number = int(files[-1].stem) + 1 if files else 1
@@ -177,7 +177,7 @@ def new_attempt(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
 
 
 def start_attempt(folder: Path, **facts: Any) -> dict[str, Any]:
-    """Note that a training starts, in the attempt that was waiting for it or in a new one, and return it."""
+    """Record that a training starts, in the queued attempt or else in a new one, and return the attempt."""
     attempt = last_attempt(folder)
     if attempt is None or attempt.get("state") != QUEUED:
         return new_attempt(folder, RUNNING, **facts)
@@ -187,15 +187,15 @@ def start_attempt(folder: Path, **facts: Any) -> dict[str, Any]:
 
 
 def save_attempt(folder: Path, attempt: dict[str, Any]) -> None:
-    """Write an attempt in the place of what was known of it."""
+    """Write an attempt over its earlier version."""
     path = folder / ATTEMPTS_FOLDER / f"{attempt['number']:04d}.json"
-    write_text(path, json.dumps(attempt, indent=1) + "\n")
+    write_json(path, attempt)
 
 
 def end_attempt(
     folder: Path, attempt: dict[str, Any], seconds: float, status: int | None, failure: Failure | None
 ) -> None:
-    """Note how an attempt ended: no status, no failure and no result means that it was stopped."""
+    """Record how an attempt ended: no status, no failure and no result means that it was stopped."""
     ending = {"kind": failure.kind, "message": failure.message} if failure else None
     attempt |= {
         "state": "ended",
@@ -208,16 +208,16 @@ def end_attempt(
 
 
 def now() -> str:
-    """Return the time as text."""
+    """Return the time in UTC as ISO 8601 text."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Life
+# Heartbeat and lock
 
 
 def beat(folder: Path) -> None:
-    """Show that the cell is watched."""
+    """Renew the heartbeat: a harness watches the cell."""
     path = folder / HEARTBEAT_FILE
     try:
         os.utime(path)
@@ -226,20 +226,20 @@ def beat(folder: Path) -> None:
 
 
 def is_beating(folder: Path) -> bool:
-    """Return whether somebody has watched the cell lately."""
+    """Return whether the heartbeat is recent."""
     try:
         return time.time() - (folder / HEARTBEAT_FILE).stat().st_mtime < DEAD_SECONDS
     except FileNotFoundError:
         return False
 
 
-def lock(folder: Path) -> IO[str] | None:
+def lock(folder: Path) -> IO[bytes] | None:
     """Return an open file that holds the cell's lock, None if a process of the cell is alive.
 
     The training inherits the file, and with it the lock: the lock is gone when all its processes are,
     whatever became of the harness.
     """
-    file = (folder / LOCK_FILE).open("a")
+    file = open_lock(folder / LOCK_FILE)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import folder as files
-from harness.errors import InputError
-from harness.files import read_yaml
 from harness.points import check_keys
 from harness.results import measures
 from harness.workspace import Workspace, matches
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.safe_yaml import read_yaml
 
 KEYS = ("cell", "metric", "value", "tolerance", "at")
 GOOD, OFF, MISSING = "ok", "OFF", "MISSING"
@@ -17,7 +17,7 @@ GOOD, OFF, MISSING = "ok", "OFF", "MISSING"
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a metric of some cells must be, give or take the tolerance."""
+    """The value that a metric of some cells must have, within a tolerance."""
 
     cell: str
     metric: str
@@ -27,8 +27,8 @@ class Expectation:
 
 
 def read_expected(path: Path, matrix: str) -> list[Expectation]:
-    """Return what is expected of a matrix; InputError if the file has nothing on it, or nonsense."""
-    content = read_yaml(path)
+    """Return what is expected of a matrix; InputError if the file does not name it or is malformed."""
+    content = read_yaml(path, "file of expected results").content
     if not isinstance(content.get(matrix), list) or not content[matrix]:
         raise InputError(f"{path} expects nothing of the matrix {matrix}; add a list under {matrix}:")
     return [_expectation(entry, f"{path}: {matrix}: entry {n}") for n, entry in enumerate(content[matrix], 1)]

@@ -12,7 +12,7 @@ from harness.training import STOP_SECONDS, Training
 
 STOP_FILE = "stop"
 POLL_SECONDS = 0.5
-# SLURM signals every process of a job; this one is for submitit, and would end the training at once.
+# SLURM sends USR2 to every process of a job. It is meant for submitit and would kill the training: ignore it there.
 DEAF_TO_SLURM = ("/bin/sh", "-c", """trap '' USR2; exec "$@\"""", "sh")
 
 
@@ -26,7 +26,7 @@ class CellJob:
         self._training: Training | None = None
 
     def __call__(self) -> str:
-        """Train until the end and return how it ended; a cell that is done or alive elsewhere is left alone."""
+        """Train to the end and return how it ended; a cell that is done or was asked to stop is not started."""
         folder = self._cell.folder(self._output)
         if read_result(folder) is not None:
             return "done before"

@@ -1,4 +1,4 @@
-"""Run cells on this machine, as many at a time as there are places."""
+"""Run cells on this machine, as many at a time as there are slots."""
 
 import contextlib
 import itertools
@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.cells import Cell
-from harness.console import Console, duration
 from harness.environment import environment
-from harness.errors import InputError
 from harness.failures import OUT_OF_MEMORY, Failure
 from harness.folder import write_manifest
 from harness.matrix import MAIN_METRIC
@@ -21,24 +19,18 @@ from harness.results import read_result
 from harness.signals import DRAIN, GO, KILL, STOP, Signals
 from harness.slots import Slots
 from harness.training import STOP_SECONDS, Training, command
+from hicl_d2.command.console import Console, duration
+from hicl_d2.command.errors import InputError
 
 POLL_SECONDS = 0.2
 
 
 @dataclass
 class Outcome:
-    """What came of a run: failures by slug, and why cells that could have been started were not."""
+    """Failures of a run by slug, and why it left cells out that it could have started (None: it did not)."""
 
     failed: dict[str, Failure] = field(default_factory=dict)
     left_out: str | None = None
-
-
-@dataclass
-class Limits:
-    """When to start no further cell: at the first failure, or when this many GPU hours are gone."""
-
-    fail_fast: bool = False
-    gpu_hours: float | None = None
 
 
 class LocalExecutor:
@@ -53,7 +45,7 @@ class LocalExecutor:
         output: Path,
         matrix: str,
         slots: Slots,
-        limits: Limits,
+        fail_fast: bool,
         console: Console,
         signals: Signals,
         labels: dict[str, str],
@@ -62,7 +54,7 @@ class LocalExecutor:
         self._output = output
         self._matrix = matrix
         self._slots = slots
-        self._limits = limits
+        self._fail_fast = fail_fast
         self._console = console
         self._signals = signals
         self._labels = labels
@@ -74,11 +66,10 @@ class LocalExecutor:
         self._said = GO
         self._stop_end = 0.0
         self._is_closed = False
-        self._gpu_seconds = 0.0
         self._outcome = Outcome()
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
-        """Run ``cells`` and return what failed; raises Stopped after a signal, with every training ended."""
+        """Run ``cells`` and return what failed; raises Interrupted after a signal, with every training ended."""
         for cell in cells:
             self._slots.check(cell.resources, cell.name)
         self._waiting.extend(cells)
@@ -105,7 +96,7 @@ class LocalExecutor:
     # ------------------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        """Start waiting cells in order; one that does not fit now lets smaller ones pass."""
+        """Start waiting cells in order; a smaller one may overtake one that does not fit now."""
         passed: list[Cell] = []
         while self._waiting and self._is_open():
             cell = self._waiting.popleft()
@@ -113,7 +104,7 @@ class LocalExecutor:
             if slot is None:
                 passed.append(cell)
                 if not cell.resources.gpus or not self._slots.gpus:
-                    break  # no place on the CPU is left for any other either
+                    break  # no slot on the CPU is left for any other either
                 continue
             write_manifest(cell, self._matrix, self._output, command(cell, self._script, self._output))
             try:
@@ -138,7 +129,7 @@ class LocalExecutor:
         return self._labels.get(cell.slug, cell.name)
 
     def _wait(self) -> None:
-        """Wait until a training ends, a moment at most."""
+        """Wait until a training ends, POLL_SECONDS at most."""
         poll = select.poll()
         handles = []
         for training in self._running:
@@ -152,24 +143,20 @@ class LocalExecutor:
                 os.close(handle)
 
     def _prepare(self) -> None:
-        """Write the manifest of the cell that comes next, while the others train."""
+        """Write the manifest of the next cell in the time that the others train."""
         for cell in itertools.islice(self._waiting, 1):
             write_manifest(cell, self._matrix, self._output, command(cell, self._script, self._output))
 
     def _collect(self) -> None:
-        """Free the places of trainings that have ended, start the next ones, then note how the former ended."""
+        """Free the slots of trainings that have ended, start the next ones, then record how the former ended."""
         ended = [training for training in self._running if training.has_ended()]
         shared = [self._slots.is_shared(training.slot) for training in ended]
         for training in ended:
             training.kill()
             self._running.remove(training)
             self._slots.give_back(training.slot)
-            self._gpu_seconds += training.seconds * len(training.slot.gpus)
-        limit = self._limits.gpu_hours
-        if limit is not None and self._gpu_seconds > limit * 3600 and self._waiting and not self._is_closed:
-            self._close(f"the budget of GPU hours is spent; {len(self._waiting)} cells are not started")
-        # Whether one has failed must be known first where that ends the run.
-        if self._is_open() and not self._limits.fail_fast and all(t.process.returncode == 0 for t in ended):
+        # With --fail-fast a failure ends the run, so judge those that ended before starting others.
+        if self._is_open() and not self._fail_fast and all(t.process.returncode == 0 for t in ended):
             self._start_what_fits()
         for training, was_shared in zip(ended, shared, strict=True):
             self._judge(training, training.finish(), was_shared)
@@ -186,7 +173,9 @@ class LocalExecutor:
         self._tries[cell.slug, failure.kind] += 1
         if self._signals.level == GO and not self._is_closed:
             if failure.kind == OUT_OF_MEMORY and was_shared and cell.slug not in self._alone:
-                self._console.say(f"{label}: out of memory in company; it goes on alone")
+                self._console.say(
+                    f"{label}: out of memory while sharing its GPU; retrying on a GPU of its own"
+                )
                 self._alone.add(cell.slug)
                 self._waiting.append(cell)
                 return
@@ -197,7 +186,7 @@ class LocalExecutor:
         self._outcome.failed[cell.slug] = failure
         log = training.folder / "stderr.txt"
         self._console.say(f"{label}: FAILED, {failure.message} (all of it: {log}); {failure.rule.advice}")
-        if self._limits.fail_fast:
+        if self._fail_fast:
             self._close("a cell failed")
             self._stop_running()
         elif failure.rule.ends_run:

@@ -7,11 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from harness import ROOT
 from harness.cells import AXES, Cell, Resources
 from harness.configs import Configs
 from harness.data import data_root, fingerprint
-from harness.errors import InputError, nearest
-from harness.files import read_yaml
 from harness.points import (
     Point,
     check_keys,
@@ -21,8 +20,8 @@ from harness.points import (
     read_point,
     read_text,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.safe_yaml import read_yaml
 
 AXIS_KEYS = tuple(f"{axis}s" for axis in AXES)
 TOP_KEYS = ("config", "overrides", "words", "data", "resources")
@@ -34,13 +33,11 @@ KEYS = (
     "include",
     "exclude",
     "baseline",
-    "budget",
     "report",
     "shorten",
 )
 EXCLUDE_KEYS = (*AXES, "seed")
 INCLUDE_KEYS = (*AXES, "seeds", *TOP_KEYS)
-BUDGET_KEYS = ("gpu_hours", "disk_gb")
 REPORT_KEYS = ("metrics", "compare")
 MAIN_METRIC = "sem_seg/mIoU"
 DEFAULT_METRICS = (MAIN_METRIC, "sem_seg/mAcc", "seconds/per_iteration")
@@ -61,7 +58,6 @@ class Matrix:
     cells: tuple[Cell, ...]
     metrics: tuple[str, ...] = DEFAULT_METRICS
     compare: tuple[str, str] | None = None
-    budget: Mapping[str, float] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
 
     def groups(self) -> dict[tuple[str, ...], list[Cell]]:
@@ -83,7 +79,7 @@ class Matrix:
         if axis is None:
             there = sorted(set.union(*named.values()))
             raise InputError(
-                f"--against {name} is no method or ablation of {self.path}{nearest(name, there)}"
+                f"--against {name} is no method or ablation of {self.path}{nearest_or_known(name, there)}"
             )
         other = replace(self, baseline={**self.baseline, axis: name})
         groups = other.groups()
@@ -100,7 +96,7 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
     noted before, for data sets that are not on this machine. Raises InputError, in one line, for anything
     that does not fit; cells that cannot run here have an ``obstacle``.
     """
-    content = read_yaml(path)
+    content = read_yaml(path, "matrix file").content
     check_keys(content, KEYS, str(path))
     for key in ("name", "methods", "seeds"):
         if not content.get(key):
@@ -124,13 +120,12 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
         _baseline(content.get("baseline"), cells, path),
         tuple(cells),
         **_report(content.get("report"), cells, path),
-        budget=_budget(content.get("budget"), path),
         data=builder.data,
     )
 
 
 class _Builder:
-    """Makes cells; files that many of them share are read once."""
+    """Builds the cells of a matrix; reads a file that many of them share once."""
 
     def __init__(
         self, path: Path, top: Point, extra: Mapping[str, Any], known_data: Mapping[str, str]
@@ -267,7 +262,7 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
 def _included(
     content: Any, seeds: list[int], axes: list[list[Point]], path: Path
 ) -> Iterator[tuple[tuple[Point, ...], int]]:
-    """Yield cells beside the product: names on axes, known ones with what they bring along, and own keys."""
+    """Yield the cells that entries add to the product: the points they name, merged with the entry's own keys."""
     known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
     for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
         own = read_point("", entry, place)
@@ -297,7 +292,9 @@ def _baseline(content: Any, cells: list[Cell], path: Path) -> dict[str, str]:
     for axis, name in names.items():
         there = {getattr(cell, axis) for cell in cells}
         if name not in there:
-            raise InputError(f"{path}: baseline {name} is not one of the {axis}s{nearest(str(name), there)}")
+            raise InputError(
+                f"{path}: baseline {name} is not one of the {axis}s{nearest_or_known(str(name), there)}"
+            )
     return names
 
 
@@ -316,22 +313,13 @@ def _report(content: Any, cells: list[Cell], path: Path) -> dict[str, Any]:
     for name in compare:
         if name not in methods:
             raise InputError(
-                f"{path}: report: compare: {name} is not one of the methods{nearest(str(name), methods)}"
+                f"{path}: report: compare: {name} is not one of the methods{nearest_or_known(str(name), methods)}"
             )
     return {"metrics": tuple(metrics), "compare": tuple(compare) if compare[0] != compare[1] else None}
 
 
-def _budget(content: Any, path: Path) -> dict[str, float]:
-    values = read_mapping(content, f"{path}: budget")
-    check_keys(values, BUDGET_KEYS, f"{path}: budget")
-    for key, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise InputError(f"{path}: budget: {key} must be a number above 0, not {value!r}")
-    return values
-
-
 def _check_different(cells: list[Cell], path: Path) -> None:
-    """Raise InputError for two cells with one identity; where a config is missing, it is not known."""
+    """Raise InputError for two cells of one name or identity (which is not known where a config is missing)."""
     first: dict[tuple[str, str], Cell] = {}
     named: dict[str, Cell] = {}
     for cell in cells:

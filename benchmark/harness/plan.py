@@ -20,7 +20,7 @@ LISTED_CELLS = 40
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell takes: hours of its GPUs (or of the CPU), bytes on the disk, and how we know."""
+    """The cost of a cell: hours on its GPUs (or the CPU), bytes on the disk, and what the estimate is taken from."""
 
     hours: float
     size: int
@@ -28,7 +28,7 @@ class Cost:
 
 
 class Estimates:
-    """Costs from what has run before: a cell that is alike, or else a probe of ten iterations."""
+    """Costs estimated from a similar cell that has run, or else from a probe of ten iterations."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._known: dict[tuple[str, ...], Cost | None] = {}
@@ -48,7 +48,7 @@ class Estimates:
                 self._examples[key] = (cell, result, folder, source)
 
     def cost(self, cell: Cell) -> Cost | None:
-        """Return what ``cell`` will take, None if nothing like it has run."""
+        """Return the estimated cost of ``cell``, None if nothing similar has run."""
         for key in _likeness(cell):
             if key in self._examples:
                 return _scaled(cell, *self._examples[key])
@@ -91,7 +91,7 @@ def probes(workspace: Workspace) -> Iterator[tuple[Cell, Path]]:
 
 
 def missing_probes(workspace: Workspace) -> list[Cell]:
-    """Return the probes of what is chosen, will run, and has no estimate yet."""
+    """Return the probes for chosen cells that will run and have no estimate yet."""
     estimates = Estimates(workspace)
     unknown = {cell.group[:3] for cell in workspace.needed(["failed"]) if estimates.cost(cell) is None}
     return [probe for probe, _ in probes(workspace) if probe.group[:3] in unknown]
@@ -155,11 +155,6 @@ def _sums(workspace: Workspace, to_run: set[str], estimates: Estimates) -> Itera
         unknown = len(runs) - len(known)
         if unknown:
             yield f"without {unknown} cells that nothing is known of: plan --probe trains ten iterations of each kind"
-    budget = workspace.matrix.budget
-    for key, value, unit in (("gpu_hours", gpu_hours, "GPU hours"), ("disk_gb", disk, "GB of disk")):
-        if key in budget:
-            verdict = "OVER" if value > budget[key] else "within"
-            yield f"budget: {budget[key]:g} {unit}, {verdict} it"
 
 
 def _free_space(folder: Path) -> int:

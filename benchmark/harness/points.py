@@ -1,12 +1,12 @@
-"""Places on the axes of a matrix: names with what each brings along."""
+"""Points on the axes of a matrix: a name with its config, overrides, words, data and resources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from harness.cells import Resources
-from harness.configs import flatten
-from harness.errors import InputError, nearest
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.safe_yaml import flatten
 
 POINT_KEYS = ("config", "overrides", "words", "data", "resources")
 RESOURCE_KEYS = tuple(field.name for field in fields(Resources))
@@ -15,7 +15,7 @@ HARNESS_KEYS = {"SEED": "list it under seeds", "OUTPUT_DIR": "every cell gets it
 
 @dataclass(frozen=True)
 class Point:
-    """A place on an axis.
+    """A point on an axis.
 
     ``config`` is the template of a config's path, if it names one; ``overrides`` are flat; ``words`` fill
     templates; ``data`` names files and folders of the data set; ``resources`` are fields of Resources.
@@ -30,7 +30,7 @@ class Point:
 
 
 def read_axis(content: Any, place: str) -> list[Point]:
-    """Return the points of an axis: a list of names, or a mapping from names to what they bring along."""
+    """Return the points of an axis, given as a list of names or as a mapping from names to their keys."""
     if content is None:
         return [Point("")]
     if isinstance(content, list):
@@ -52,7 +52,7 @@ def _checked(name: str, content: Any, place: str) -> Point:
 
 
 def read_point(name: str, content: Mapping[str, Any], place: str) -> Point:
-    """Return the point that ``content`` describes; keys of other things in it are not looked at."""
+    """Return the point that ``content`` describes; other keys in it are ignored."""
     return Point(
         name,
         read_text(content, "config", place) if content.get("config") is not None else None,
@@ -64,10 +64,10 @@ def read_point(name: str, content: Mapping[str, Any], place: str) -> Point:
 
 
 def check_keys(content: Mapping[Any, Any], known: tuple[str, ...], place: str) -> None:
-    """Raise InputError for a key that nobody knows, with the nearest one."""
+    """Raise InputError for an unknown key, with the nearest known one."""
     for key in content:
         if key not in known:
-            raise InputError(f"{place}: unknown key {key}{nearest(str(key), known)}")
+            raise InputError(f"{place}: unknown key {key}{nearest_or_known(str(key), known)}")
 
 
 def read_text(content: Mapping[str, Any], key: str, place: str) -> str:
@@ -88,7 +88,7 @@ def read_mapping(content: Any, place: str) -> dict[str, Any]:
 
 
 def read_overrides(content: Any, place: str) -> dict[str, Any]:
-    """Return overrides of the config, flat; InputError for those that are the harness's to set."""
+    """Return overrides of the config, flat; InputError for a key that the harness sets itself."""
     flat = flatten(read_mapping(content, place))
     for key, advice in HARNESS_KEYS.items():
         if key in flat:

@@ -1,4 +1,4 @@
-"""How far a training is, as far as its files say."""
+"""How far a training is, read from its files."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.console import duration
+from hicl_d2.command.console import duration
 
 METRICS_FILE = "metrics.json"
 STDERR_FILE = "stderr.txt"
@@ -34,7 +34,7 @@ def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
     newest: Progress | None = None
     score = None
     for line in reversed(lines):
-        # cut off, being written, or of something else
+        # skip a line that is cut off, being written, or without these scalars
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
             if score is None and metric in entry:
@@ -63,7 +63,7 @@ def last_line(path: Path, start: int = 0) -> str:
 
 
 def describe(folder: Path, total: int | None, seconds: float, start: int = 0) -> str:
-    """Return how far the training in ``folder`` is: what its files said last, be it a line or a metric."""
+    """Return how far the training in ``folder`` is, from its newest metrics or its last line of output."""
     metrics, errors = folder / METRICS_FILE, folder / STDERR_FILE
     progress = read_progress(metrics)
     spent = duration(seconds)

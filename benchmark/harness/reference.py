@@ -4,8 +4,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import InputError
-from harness.matrix import ROOT, Matrix
+from harness import ROOT
+from harness.matrix import Matrix
+from hicl_d2.command.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

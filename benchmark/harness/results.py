@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
-
-RESULT_FILE = "result.json"
-RESULT_SCHEMA = 1
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -18,7 +16,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     A file that is damaged counts as none: the training will write it again. InputError for one of another
     schema.
     """
-    path = folder / RESULT_FILE
+    path = folder / RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

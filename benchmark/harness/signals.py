@@ -1,28 +1,21 @@
-"""Ctrl-C and its kin: drain, then stop, then kill."""
+"""How urgently the harness was asked to end: drain, then stop, then kill."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hicl_d2.command.interrupts import Interrupted, installed
+
 GO, DRAIN, STOP, KILL = range(4)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised when the user or the system asks the harness to stop; ``signum`` is the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 class Signals:
-    """How urgently the harness was asked to end.
+    """The signals that have come so far.
 
-    Outside of :meth:`noted` a signal raises :class:`Stopped`. Inside, the first Ctrl-C asks to drain (start
-    nothing more), the second to stop (trainings keep a checkpoint), the third to kill; SIGTERM and a lost
-    terminal ask to stop at once.
+    Outside of :meth:`noted` a signal raises Interrupted. Inside, the first Ctrl-C asks to drain (start nothing more),
+    the second to stop (trainings keep a checkpoint), the third to kill. SIGTERM asks to stop at once, and again to
+    kill; a lost terminal asks to stop, however often it is told.
     """
 
     def __init__(self) -> None:
@@ -31,29 +24,30 @@ class Signals:
         self._is_noted = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP == self.signum:
+            return  # the shell and the system both tell it
         self.signum = signum
         if not self._is_noted:
-            raise Stopped(signum)
-        floor = DRAIN if signum == signal.SIGINT else STOP
-        self.level = min(KILL, max(self.level + 1, floor))
+            raise Interrupted(signum)
+        if signum == signal.SIGHUP:
+            self.level = max(self.level, STOP)
+        else:
+            floor = DRAIN if signum == signal.SIGINT else STOP
+            self.level = min(KILL, max(self.level + 1, floor))
 
     @contextmanager
     def handled(self) -> Iterator["Signals"]:
-        """Handle the signals inside the block; call it in the main thread."""
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
+        """Answer the signals inside the block; call it in the main thread."""
+        with installed(self._handle):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Only note signals inside the block, and raise :class:`Stopped` at its end if there were any."""
+        """Only note signals inside the block, and raise Interrupted at its end if there were any."""
         self._is_noted = True
         try:
             yield
         finally:
             self._is_noted = False
         if self.signum is not None:
-            raise Stopped(self.signum)
+            raise Interrupted(self.signum)

@@ -1,4 +1,4 @@
-"""Places to train in: GPUs shared by memory, or slots on the CPU."""
+"""Slots for trainings: GPUs, shared by memory, or a number of slots on the CPU."""
 
 import os
 from collections.abc import Sequence
@@ -6,47 +6,47 @@ from dataclasses import dataclass, field
 
 from harness.cells import Resources
 from harness.environment import visible_gpus
-from harness.errors import InputError
+from hicl_d2.command.errors import InputError
 
-# What a cell that does not say how much memory it needs leaves for others: nothing.
+# GiB reserved for a cell that does not say how much memory it needs: the whole GPU.
 ALL = float("inf")
 
 
 @dataclass
 class Gpu:
-    """A GPU, and what is promised to the cells on it."""
+    """A GPU and the memory in GiB that is reserved for each cell on it."""
 
     index: int
     memory_gb: float
-    promised: list[float] = field(default_factory=list)
+    reserved: list[float] = field(default_factory=list)
 
     def fits(self, memory_gb: float, per_gpu: int, alone: bool) -> bool:
-        if not self.promised:
+        if not self.reserved:
             return True
-        return not alone and len(self.promised) < per_gpu and sum(self.promised) + memory_gb <= self.memory_gb
+        return not alone and len(self.reserved) < per_gpu and sum(self.reserved) + memory_gb <= self.memory_gb
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a cell runs: on GPUs, or on the CPU if there are none; ``promise`` is the memory on each GPU.
+    """Where a cell runs: on GPUs, or on the CPU if there are none; ``reserved`` is its memory on each GPU in GiB.
 
-    ``processes`` tells the training how many GPUs it has where somebody else has chosen them.
+    ``processes`` is the number of GPUs where the cluster has chosen them.
     """
 
     gpus: tuple[int, ...] = ()
-    promise: float = 0.0
+    reserved: float = 0.0
     threads: int | None = None
     processes: int = 0
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables that keep a training in its place."""
+        """Return the environment variables that confine a training to this slot."""
         variables = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus))} if self.gpus else {}
         if self.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.threads)
         return variables
 
     def arguments(self) -> list[str]:
-        """Return what the training must be told."""
+        """Return the options that the training needs to use this slot."""
         count = max(len(self.gpus), self.processes)
         return ["--num-gpus", str(count)] if count > 1 else []
 
@@ -55,7 +55,7 @@ class Slot:
 
 
 class Slots:
-    """The places of this machine. Cells that want GPUs run on the CPU where there are none."""
+    """The slots of this machine. Cells that want GPUs run on the CPU where there are none."""
 
     def __init__(self, gpus: Sequence[Gpu], per_gpu: int = 1, cpu_slots: int = 1) -> None:
         self._gpus = list(gpus)
@@ -68,7 +68,7 @@ class Slots:
         return len(self._gpus)
 
     def take(self, needs: Resources, alone: bool = False) -> Slot | None:
-        """Return a place for a cell, None if there is none now; ``alone``: it shares its GPUs with nobody."""
+        """Return a slot for a cell, None if none is free now; ``alone``: its GPUs run no other cell."""
         if not needs.gpus or not self._gpus:
             if not self._free_cpu_slots:
                 return None
@@ -81,26 +81,26 @@ class Slots:
         if len(free) < needs.gpus:
             return None
         # Shared GPUs first, the fullest of them: large cells find empty ones.
-        free.sort(key=lambda gpu: (-len(gpu.promised), -sum(gpu.promised), gpu.index))
+        free.sort(key=lambda gpu: (-len(gpu.reserved), -sum(gpu.reserved), gpu.index))
         chosen = free[: needs.gpus]
         for gpu in chosen:
-            gpu.promised.append(memory)
+            gpu.reserved.append(memory)
         return Slot(tuple(gpu.index for gpu in chosen), memory)
 
     def is_shared(self, slot: Slot) -> bool:
         """Return whether another cell is on one of the slot's GPUs."""
-        return any(len(gpu.promised) > 1 for gpu in self._gpus if gpu.index in slot.gpus)
+        return any(len(gpu.reserved) > 1 for gpu in self._gpus if gpu.index in slot.gpus)
 
     def give_back(self, slot: Slot) -> None:
-        """Free a place."""
+        """Free a slot."""
         if not slot.gpus:
             self._free_cpu_slots += 1
         for gpu in self._gpus:
             if gpu.index in slot.gpus:
-                gpu.promised.remove(slot.promise)
+                gpu.reserved.remove(slot.reserved)
 
     def check(self, needs: Resources, name: str) -> None:
-        """Raise InputError for a cell that no place here will ever hold."""
+        """Raise InputError for a cell that fits no slot of this machine."""
         if self._gpus and needs.gpus > len(self._gpus):
             raise InputError(
                 f"{name} needs {needs.gpus} GPUs and {len(self._gpus)} are to be used; see --gpus"
@@ -112,7 +112,7 @@ class Slots:
             )
 
     def _threads(self) -> int | None:
-        """Return how many threads a training on the CPU gets, None for its own choice."""
+        """Return the number of threads of a training on the CPU, None to leave the choice to it."""
         if self._cpu_slots == 1 or "OMP_NUM_THREADS" in os.environ:
             return None
         return max(1, (os.cpu_count() or 1) // self._cpu_slots)
@@ -124,7 +124,7 @@ class Slots:
 
 
 def find_slots(wanted: str | None, per_gpu: int, cpu_slots: int) -> Slots:
-    """Return the places of this machine; ``wanted`` is ``--gpus``: "0,2", "" for none, None for all.
+    """Return the slots of this machine; ``wanted`` is ``--gpus``: "0,2", "" for none, None for all.
 
     Raises InputError for a GPU that is not there.
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Under this many pairs no difference can reach p < 0.05: the smallest two-sided p is 2 / 2^n.
 ENOUGH_PAIRS = 5
 LEVEL = 0.95
-# Up to here all resamples (as multisets) and all sign patterns are gone through; beyond, this many are drawn.
+# Up to these counts all resamples (as multisets) and all sign patterns are enumerated; beyond, DRAWS are drawn.
 EXACT_BOOTSTRAP = 8
 EXACT_FLIPS = 16
 DRAWS = 20_000

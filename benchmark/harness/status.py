@@ -1,15 +1,15 @@
-"""What the cells are doing now, as a table that needs no colours."""
+"""The state of every cell, as a plain table."""
 
 from collections import Counter
 from pathlib import Path
 
 from harness import folder as files
 from harness.cells import Cell
-from harness.console import duration
 from harness.folder import State
 from harness.local import headline
 from harness.progress import METRICS_FILE, read_progress
 from harness.workspace import Workspace
+from hicl_d2.command.console import duration
 
 HEADINGS = ("cell", "state", "iteration", "ETA", "loss", "mIoU")
 ALWAYS_SHOWN = (files.RUNNING, files.FAILED, files.STOPPED, files.QUEUED)

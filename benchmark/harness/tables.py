@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness import folder as files
 from harness.cells import AXES
-from harness.files import write_text
 from harness.folder import State
 from harness.matrix import Matrix
 from harness.reference import published
 from harness.results import measures
 from harness.statistics import ENOUGH_PAIRS, bootstrap_interval, holm, sign_flip_p
+from hicl_d2.command.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,7 @@ def _adjusted(summary: "pd.DataFrame", matrix: Matrix) -> "pd.Series":
 
 
 # ----------------------------------------------------------------------------------------------------------
-# For people
+# Tables for readers
 
 
 def heading(metric: str) -> str:
@@ -158,7 +158,7 @@ def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     labels = [
         axis for axis in AXES if axis == "method" or len({getattr(cell, axis) for cell in matrix.cells}) > 1
     ]
-    # By place and not by cell: a CSV that was kept tells of trainings whose configs have since changed.
+    # Grouped by names and not by cell: a kept CSV may hold cells whose configs have changed since.
     states = rows.drop_duplicates("cell").groupby(list(AXES))["status"].agg(list).to_dict()
     main = matrix.metrics[0]
     lines = []

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from harness import folder as files
 from harness.cells import Cell
-from harness.errors import InputError
 from harness.failures import TIME_OUT, Failure, classify
 from harness.progress import STDERR_FILE, describe, last_line, tail
-from harness.results import RESULT_FILE, read_result
+from harness.results import read_result
 from harness.slots import Slot
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.layout import RESULT
 
 # Every process of a cell carries its folder in this variable; that is how strays are found.
 CELL_VARIABLE = "RUN_MATRIX_CELL"
@@ -26,7 +28,7 @@ LOCK_SECONDS = 5.0
 
 
 def command(cell: Cell, script: Path, output: Path) -> list[str]:
-    """Return the command that trains ``cell``, or goes on with it."""
+    """Return the command that trains ``cell`` or resumes its training."""
     words = [sys.executable, str(script), "--config-file", str(cell.config), "--resume"]
     return [*words, *cell.arguments(), "OUTPUT_DIR", str(cell.folder(output).resolve())]
 
@@ -52,10 +54,10 @@ class Training:
         held = _lock(self.folder)
         words = [*launcher, *command(cell, script, output), *slot.arguments()]
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
-        # Only a damaged one can be here; the training would take it for its own and do nothing.
-        (self.folder / RESULT_FILE).unlink(missing_ok=True)
+        # A result that is here is damaged (a whole one is not run again); the training would take it for its own.
+        (self.folder / RESULT).unlink(missing_ok=True)
         with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
-            # A session of its own: Ctrl-C reaches the harness alone, which then stops the training in order.
+            # A session of its own, so that Ctrl-C reaches the harness alone, which stops the training in order.
             self.process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
@@ -90,13 +92,13 @@ class Training:
         return False
 
     def beat(self) -> None:
-        """Show, now and then, that the training is watched."""
+        """Renew the heartbeat every few seconds."""
         if time.monotonic() - self._last_beat > files.HEARTBEAT_SECONDS:
             files.beat(self.folder)
             self._last_beat = time.monotonic()
 
     def ask_to_stop(self) -> None:
-        """Ask the training to keep a checkpoint and end."""
+        """Ask the training to save a checkpoint and end."""
         self._is_stopped = True
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
@@ -109,7 +111,7 @@ class Training:
         self._end = self._end or time.monotonic()
 
     def finish(self) -> Failure | None:
-        """Clear away what is left of the training, note how it ended, and return why it failed, if it did."""
+        """Kill what is left of the training, record how it ended, and return why it failed, if it did."""
         self.kill()
         end_processes([pid for pid, _ in processes_of(self.folder)])
         failure = self._failure()
@@ -132,7 +134,7 @@ class Training:
         return describe(self.folder, self.cell.iterations, self.seconds, self._errors_before)
 
 
-def _lock(folder: Path) -> "files.IO[str]":
+def _lock(folder: Path) -> IO[bytes]:
     """Return the cell's lock; what a killed process held is free a moment later."""
     end = time.monotonic() + LOCK_SECONDS
     while True:
@@ -194,7 +196,7 @@ def end_strays(output: Path) -> int:
 
 
 def _trainings(processes: list[tuple[int, Path]]) -> list[int]:
-    """Return those that the harness started itself: each leads a session."""
+    """Return the ids of those that the harness started itself: each leads a session."""
     found = []
     for pid, _ in processes:
         with contextlib.suppress(ProcessLookupError):

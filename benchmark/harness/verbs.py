@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from harness import clean, plan, status
 from harness import folder as files
-from harness.console import Console
-from harness.errors import InputError, nearest
 from harness.failures import RULES
-from harness.files import locked
-from harness.local import Limits, LocalExecutor, Outcome, headline
-from harness.signals import Signals, Stopped
+from harness.local import LocalExecutor, Outcome, headline
+from harness.signals import Signals
 from harness.slots import find_slots
 from harness.training import end_strays
 from harness.workspace import Workspace, claim, open_workspace
+from hicl_d2.command.console import Console
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.files import occupied
+from hicl_d2.command.interrupts import Interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     if options.probe:
         _probe(workspace, options, console, signals)
-    console.result(plan.describe(workspace, options.retry, options.list))
+    console.show(plan.describe(workspace, options.retry, options.list))
     return 0
 
 
@@ -39,21 +40,23 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
         raise InputError(f"--train-script {options.train_script} does not exist")
     for what in options.retry:
         if what != "failed" and what not in RULES:
-            raise InputError(f"--retry {what} is no kind of failure{nearest(what, ['failed', *RULES])}")
+            raise InputError(
+                f"--retry {what} is no kind of failure{nearest_or_known(what, ['failed', *RULES])}"
+            )
     slots = find_slots(options.gpus, options.per_gpu, options.slots)
     workspace = _open(options)
     if options.dry_run:
-        console.result(plan.describe(workspace, options.retry, options.list))
+        console.show(plan.describe(workspace, options.retry, options.list))
         return 0
     _check_obstacles(workspace)
     output = workspace.output
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output):
+    with occupied(output, _busy(output)):
         claim(workspace)
         strays = end_strays(output)
         if strays:
             console.say(f"ended {strays} trainings that an earlier run had left behind")
-        clean.remove_unfinished(workspace)
+        clean.clear_unfinished(workspace)
         workspace = _open(options)
         labels = _labels(workspace)
         _say_kept(workspace, labels, console)
@@ -64,22 +67,25 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
                 outcome = SlurmExecutor(workspace, options, console, signals, labels).run(cells)
             else:
-                limits = Limits(options.fail_fast, workspace.matrix.budget.get("gpu_hours"))
                 executor = LocalExecutor(
                     options.train_script,
                     output,
                     workspace.matrix.name,
                     slots,
-                    limits,
+                    options.fail_fast,
                     console,
                     signals,
                     labels,
                 )
                 outcome = executor.run(cells)
-        except Stopped:
+        except Interrupted:
             _write_results(_open(options))
             raise
         return _finish(_open(options), outcome, console)
+
+
+def _busy(folder: Path) -> str:
+    return f"{folder} is in use by another run_matrix.py; wait for it, or stop it"
 
 
 def _check_obstacles(workspace: Workspace) -> None:
@@ -114,12 +120,12 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
     results = _write_results(workspace)
     table = markdown(results, workspace.matrix)
     write_tables(results, workspace.matrix, workspace.output)
-    console.result(f"\n{table}\n")
+    console.show(f"\n{table}\n")
     for cell in workspace.cells:
         pictures = cell.folder(workspace.output) / "pictures"
         if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:
-            console.result(f"pictures of {cell.name}: {pictures}")
-    console.result(f"results: {workspace.output / 'results.csv'}")
+            console.show(f"pictures of {cell.name}: {pictures}")
+    console.show(f"results: {workspace.output / 'results.csv'}")
     failed = workspace.in_state(files.FAILED)
     again = [cell for cell in failed if cell.slug not in outcome.failed]
     if again:
@@ -146,10 +152,10 @@ def _probe(workspace: Workspace, options: Namespace, console: Console, signals: 
     folder.mkdir(parents=True, exist_ok=True)
     slots = find_slots(options.gpus, 1, 1)
     labels = {cell.slug: f"probe of {cell.name}" for cell in cells}
-    with locked(folder):
+    with occupied(folder, _busy(folder)):
         end_strays(folder)
         executor = LocalExecutor(
-            options.train_script, folder, workspace.matrix.name, slots, Limits(), console, signals, labels
+            options.train_script, folder, workspace.matrix.name, slots, False, console, signals, labels
         )
         executor.run(cells)
 
@@ -175,13 +181,13 @@ def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     rows = collect(workspace.matrix, workspace.states)
     if options.against is not None:  # another look at the same results: their files stay as they are
-        console.result(markdown(rows, workspace.matrix.against(options.against)))
+        console.show(markdown(rows, workspace.matrix.against(options.against)))
         return 0
     if not options.dry_run:
         workspace.output.mkdir(parents=True, exist_ok=True)
         write_results(rows, workspace.output)
         write_tables(rows, workspace.matrix, workspace.output)
-    console.result(markdown(rows, workspace.matrix))
+    console.show(markdown(rows, workspace.matrix))
     return 0
 
 
@@ -191,26 +197,26 @@ def report_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
     workspace = _open(options)
     if options.dry_run:
-        console.result(f"would write {workspace.output / 'report.html'}")
+        console.show(f"would write {workspace.output / 'report.html'}")
         return 0
     workspace.output.mkdir(parents=True, exist_ok=True)
-    console.result(f"report: {write_report(workspace)}")
+    console.show(f"report: {write_report(workspace)}")
     return 0
 
 
 def clean_verb(options: Namespace, console: Console, signals: Signals) -> int:
-    """remove probes, half-written files and the checkpoints on the way of finished cells"""
+    """remove probes, half-written files and the checkpoints before the last one of finished cells"""
     workspace = _open(options)
     if not workspace.output.is_dir():
         raise InputError(f"{workspace.output} does not exist")
-    with locked(workspace.output):
+    with occupied(workspace.output, _busy(workspace.output)):
         total = 0
         for path in clean.find(workspace, options.orphans):
             total += clean.size(path)
             console.say(f"{'would remove' if options.dry_run else 'removed'} {path}")
             if not options.dry_run:
                 clean.remove(path)
-    console.result(f"{total / 1e9:.3g} GB{' to gain' if options.dry_run else ' gained'}")
+    console.show(f"{total / 1e9:.3g} GB{' to gain' if options.dry_run else ' gained'}")
     return 0
 
 
@@ -220,7 +226,7 @@ def gate_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
     workspace = _open(options)
     table, is_good = check(workspace, read_expected(options.expected, workspace.matrix.name))
-    console.result(table)
+    console.show(table)
     return 0 if is_good else 1
 
 

@@ -1,4 +1,4 @@
-"""The folder of a matrix: whose it is, what is known of its data, and the cells that a command is about."""
+"""The folder of a matrix: which matrix it belongs to, fingerprints of its data, and the cells of a command."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from typing import Any
 
 from harness import folder as files
 from harness.cells import Cell
-from harness.errors import InputError
-from harness.files import write_text
 from harness.folder import State, states
 from harness.matrix import Matrix, read_matrix
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import write_json
 
 FOLDER_FILE = "matrix.json"
 FOLDER_SCHEMA = 1
@@ -94,7 +94,7 @@ def claim(workspace: Workspace) -> None:
     note = _read_note(workspace.output, matrix.name)
     new = {"schema": FOLDER_SCHEMA, "matrix": matrix.name, "data": {**note.get("data", {}), **matrix.data}}
     if new != note:
-        write_text(path, json.dumps(new) + "\n")
+        write_json(path, new)
 
 
 def _read_note(output: Path, name: str) -> dict[str, Any]:

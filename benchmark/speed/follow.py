@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hicl_d2.contrast import host
+from hicl_d2.contrast.fused import host
 from hicl_d2.d2.structures import ImageList
 from hicl_d2.lite.structures import ImageList as OurImageList
 

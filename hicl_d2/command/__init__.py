@@ -1,1 +1,4 @@
-"""What every command line needs, without torch: errors, files, console, interrupts, arguments."""
+"""What every command line needs, without torch: errors, whole files, console, interrupts, arguments, safe YAML, git.
+
+Nothing in here imports torch or any other room of the project; the rooms above and ``benchmark/harness`` import from here.
+"""

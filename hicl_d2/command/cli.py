@@ -5,12 +5,14 @@ import errno
 import os
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from hicl_d2.command import interrupts
-from hicl_d2.command.errors import InputError, exit_with_error, nearest, one_line
+from hicl_d2.command.console import console, write_error
+from hicl_d2.command.errors import InputError, one_line
 
 # Set to have the traceback of an input error too.
 TRACEBACK = "HICL_TRACEBACK"
@@ -20,61 +22,10 @@ NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Parser(ArgumentParser):
-    """An ArgumentParser whose complaints are input errors: one line, as all others."""
+    """An ArgumentParser that raises InputError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
-
-
-def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
-    """Read the command line of train_net.py: Detectron2's flags, before or after the overrides (``opts``)."""
-    parser = Parser(
-        prog="train_net.py",
-        usage="%(prog)s --config-file FILE [options] [KEY VALUE ...]",
-        description="Train and evaluate the model of a config file. KEY VALUE pairs override the file.",
-        epilog="All output is below OUTPUT_DIR: result.json, pictures, checkpoints, metrics.json, log.txt.",
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    flag("--config-file", required=True, metavar="FILE", help="config file (configs/...)")
-    flag(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
-    )
-    flag(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
-    )
-    flag(
-        "--list-features",
-        action="store_true",
-        help="show the modules of the model that Hi-CL can read, with channels and stride, and end",
-    )
-    flag(
-        "--num-gpus",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="processes on this machine; on the CPU without GPUs",
-    )
-    flag(
-        "--download",
-        action="store_true",
-        help="fetch MODEL.WEIGHTS from an https address that has no checksum (#sha256=...)",
-    )
-    flag("--num-machines", type=_count, default=1, metavar="N", help="number of machines")
-    flag("--machine-rank", type=whole(0), default=0, metavar="N", help="this machine's number, from 0")
-    flag(
-        "--dist-url",
-        default="auto",
-        metavar="URL",
-        help="where processes meet: tcp://HOST:PORT; auto: a free port",
-    )
-    args, rest = parser.parse_known_args(arguments)
-    for word in rest:
-        if word.startswith("--"):
-            hint = nearest(word, parser._option_string_actions)
-            raise InputError(f"unknown option {word}{hint}; see --help")
-    args.opts = rest
-    return args
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -97,30 +48,38 @@ def share(text: str) -> float:
     raise ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
 
 
-def _count(text: str) -> int:
-    """Return a number of processes; 0 GPUs means one process on the CPU, as with Detectron2."""
-    return max(whole(0)(text), 1)
+def run(tool: str, main: Callable[[], int | None]) -> NoReturn:
+    """Run ``main`` and exit with :func:`status`."""
+    sys.exit(status(tool, main))
 
 
-def run(tool: str, main: Callable[[], None]) -> NoReturn:
-    """Run ``main`` and exit: 0 when it returns, 2 with one line for what the user can put right, 130 or 143
-    when stopped.
+def status(
+    tool: str,
+    main: Callable[[], int | None],
+    *,
+    handling: Callable[[], AbstractContextManager[object]] = interrupts.handled,
+    stopped: str = "stopped by {signal}",
+) -> int:
+    """Run ``main`` and return the exit status: its own (None is 0), 2 after one line for what the user can put right,
+    128 and the signal's number when stopped.
 
-    Any other exception is a fault of ours and keeps its traceback (exit 1).
+    Any other exception is a fault of ours and keeps its traceback (exit 1). ``handling`` is the context that answers
+    signals meanwhile; ``stopped`` is what is said after one.
     """
     try:
-        with interrupts.handled():
-            main()
+        with handling():
+            return main() or 0
     except (Exception, interrupts.Interrupted) as error:
+        console.close()
         signum = stop_signal(error)
         if signum is not None:
-            sys.stderr.write(f"{tool}: stopped by {signal.Signals(signum).name}\n")
-            sys.exit(128 + signum)  # what a shell expects
+            write_error(f"{tool}: {stopped.format(signal=signal.Signals(signum).name)}\n")
+            return 128 + signum  # what a shell expects
         message = explain(error)
         if message is None or os.environ.get(TRACEBACK):
             raise
-        exit_with_error(tool, InputError(message))
-    sys.exit(0)
+        write_error(f"{tool}: {one_line(InputError(message))}\n")
+        return 2
 
 
 def stop_signal(error: BaseException) -> int | None:

@@ -1,13 +1,11 @@
 """What is wrong with the user's input, said in one line.
 
-A command-line tool ends with :func:`exit_with_error`, which writes that line to standard error and exits 2, without a
-traceback. Everything else that raises is a fault of ours and keeps its traceback.
+A command-line tool ends with that line on standard error and status 2, without a traceback
+(:func:`hicl_d2.command.cli.run`). Everything else that raises is a fault of ours and keeps its traceback.
 """
 
 import difflib
-import sys
 from collections.abc import Iterable
-from typing import NoReturn
 
 
 class InputError(Exception):
@@ -21,6 +19,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` for the known name most like ``name``, or ``""`` if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def nearest_or_known(name: str, names: Iterable[str]) -> str:
+    """Return the hint of :func:`nearest`, or the known names where none is close: ``"; known: A, B"``."""
+    names = list(names)
+    return nearest(name, names) or f"; known: {listing(names, 20)}"
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
@@ -39,9 +43,3 @@ def one_line(error: BaseException) -> str:
     if len(lines) > 1 and any("Original Traceback" in line for line in lines):
         return lines[-1].split("InputError: ", 1)[-1]
     return " ".join(lines)
-
-
-def exit_with_error(tool: str, error: BaseException) -> NoReturn:
-    """Write ``<tool>: <message>`` to standard error and exit with status 2."""
-    sys.stderr.write(f"{tool}: {one_line(error)}\n")
-    sys.exit(2)

@@ -1,37 +1,143 @@
-"""Writing files so that a reader finds the old content or the new one, never a part of it."""
+"""Writing files so that a reader finds the old content or the new one, never a part of it; and locks.
 
+A file is written under a temporary name beside its place, flushed to the disk and renamed. The temporary name is new
+and begins with :data:`PREFIX`: only this module makes such names, and :func:`unfinished` finds nothing else. A symbolic
+link in the place of the file is replaced; what it points to is never opened.
+"""
+
+import errno
 import fcntl
 import json
 import logging
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from hicl_d2.command.errors import InputError
 
+PREFIX = ".hicl_d2-"
+UNFINISHED = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}-.+\.tmp(\.[^.]+)?", re.DOTALL)
+# Bytes of the file's own name in a temporary name, which must stay below the 255 that file systems take.
+NAME_BYTES = 200
+# A folder cannot be flushed on every file system.
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing that takes the place of ``path`` when the block ends, once it is on the disk.
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole files
 
-    If the block fails, ``path`` stays as it was and nothing is left beside it.
+
+@contextmanager
+def atomic_open(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """Open a stream, "w" (UTF-8, newlines as given) or "wb", whose content takes the place of ``path`` when the block ends.
+
+    If the block fails, ``path`` stays as it was and nothing is left beside it. ``durable`` waits until the content is on
+    the disk; without it the file is whole after a kill but maybe not after a power cut (for many small files that can
+    be made again). An OSError names ``path``.
+    """
+    form: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with _replacing(Path(path), "", durable) as (_, descriptor), open(descriptor, mode, **form) as stream:
+        yield stream
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path with the suffix of ``path``, whose file takes the place of ``path`` when the block ends.
+
+    As :func:`atomic_open`, for libraries that want a path and choose the format by its suffix (PIL, matplotlib).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _replacing(path, path.suffix, durable) as (temporary, descriptor):
+        os.close(descriptor)
+        yield temporary
+        if durable:
+            _flush(temporary)
+
+
+@contextmanager
+def _replacing(path: Path, suffix: str, durable: bool) -> Iterator[tuple[Path, int]]:
+    """Yield the path and descriptor of a new temporary file, and rename it to ``path`` in the end."""
+    name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+    temporary = path.with_name(f"{PREFIX}{secrets.token_hex(8)}-{name}.tmp{suffix}")
     try:
-        with open(temporary, mode) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        yield temporary, os.open(temporary, flags, 0o666)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    _flush_folder(path.parent)
+    if durable:
+        _flush(path.parent)  # the renaming itself
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def unfinished(folder: str | Path) -> list[Path]:
+    """Return the temporary files that killed writers left directly in ``folder``, sorted; none if it is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                Path(entry.path)
+                for entry in entries
+                if UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed writers left directly in ``folder``; no process may be writing there."""
+    for path in unfinished(folder):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically, with its newlines as they are."""
+    with atomic_open(path) as stream:
+        stream.write(text)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically. NaN and infinity raise ValueError: JSON has none."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``; InputError if it is damaged, OSError if it cannot be read."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged (not JSON: {error}); move it away") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged (a JSON {type(content).__name__}, not an object); move it away")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders and locks
 
 
 def check_writable(folder: str | Path, name: str) -> None:
@@ -49,52 +155,36 @@ def check_writable(folder: str | Path, name: str) -> None:
 
 
 @contextmanager
-def occupied(folder: str | Path) -> Iterator[None]:
+def occupied(folder: str | Path, busy: str) -> Iterator[None]:
     """Keep ``folder`` for this process inside the block; the lock ends with the process, however it ends.
 
-    Raises InputError if another process has it. A file system without locks lets everybody in.
+    Raises InputError with the message ``busy`` if another process has it. A file system without locks lets everybody
+    in. The lock is the process's own: workers that it forked do not hold it when it was killed.
     """
-    with open(Path(folder) / ".lock", "w") as stream:
+    with open_lock(Path(folder) / ".lock") as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise InputError(
-                f"another process is running in {folder}; wait for it or choose another OUTPUT_DIR"
-            ) from None
+            raise InputError(busy) from None
         except OSError:
             logger.info(f"{folder} is on a file system without locks; start no second run in it")
         yield
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what writers left in ``folder`` when they were killed; no process may be writing there."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a lock file, made if it is not there; its content is never touched.
 
-
-def _flush_folder(folder: Path) -> None:
-    """Bring the renaming itself to the disk, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    Raises InputError for anything but a regular file: locking a link would open what it points to.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return open(descriptor, "r+b", buffering=0)
         os.close(descriptor)
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically. NaN and infinity raise ValueError: JSON has none."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    with atomic_open(path) as stream:
-        stream.write(text + "\n")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; InputError if it is damaged, OSError if it cannot be read."""
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged (not JSON: {error}); move it away") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged (a JSON {type(content).__name__}, not an object); move it away")
-    return content
+    raise InputError(
+        f"{path} must be a regular file to be used as a lock, not a link or a folder; move it away"
+    )

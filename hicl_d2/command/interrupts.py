@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: at once where nothing is lost, at the end of the iteration where a checkpoint can be
-kept.
+"""Ctrl-C, SIGTERM and a lost terminal: at once where nothing is lost, at the end of the iteration where a checkpoint
+can be kept.
 
 Python runs signal handlers between two of its own instructions. Within an iteration (``defer`` to
-``release``) a first signal is only noted; anywhere else, and the second time, it raises :class:`Interrupted`.
+``release``) a first signal is only noted; anywhere else, and the second time, it raises :class:`Interrupted`. A lost
+terminal is told twice, by the shell and by the system, and is one signal.
 """
 
 import os
@@ -12,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,7 +43,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _state.received = signum
         # The signal may have gone to the loaders' workers too, and torch raises when it hears that one ended.
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-    wait = _state.deferred if is_first else _state.patient
+    wait = _state.deferred if is_first else _state.patient or signum == signal.SIGHUP
     if not (_state.follows or wait):
         raise Interrupted(signum)
 
@@ -65,24 +65,39 @@ def _show_own(
 
 
 @contextmanager
+def installed(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let ``handle`` answer :data:`SIGNALS` inside the block; call it in the main thread.
+
+    A lost terminal that this process was told to ignore (``nohup``) stays ignored.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    answered = [signum for signum in SIGNALS if not (signum == signal.SIGHUP and ignored)]
+    before = {signum: signal.signal(signum, handle) for signum in answered}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
 def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
-    """Handle the two signals as described inside the block; call it in the main thread.
+    """Handle the signals as described inside the block; call it in the main thread.
 
     ``patient`` is for processes that another one started: they may get a signal twice, from the terminal and
     from it, and ignore the second. ``follows`` is for those of them that only note a signal, because the main
     one still needs them to finish its iteration; they stop when it does.
     """
-    before: dict[int, Callable[..., Any] | int | None] = {s: signal.signal(s, _handle) for s in SIGNALS}
-    before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+    of_children = signal.getsignal(signal.SIGCHLD)
     _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
     show = sys.excepthook
     sys.excepthook = partial(_show_own, os.getpid(), show)
     try:
-        yield
+        with installed(_handle):
+            yield
     finally:
         sys.excepthook = show
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, of_children if of_children is not None else signal.SIG_DFL)
         _state.deferred = _state.patient = _state.follows = False
 
 

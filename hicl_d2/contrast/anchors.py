@@ -13,8 +13,8 @@ class Sample(NamedTuple):
 
     Attributes:
         index: (budget,) int64, positions among the candidates; 0 where not valid.
-        group: (budget,) int64, group of each, ascending; the number of groups where not valid.
-        valid: (budget,) bool; the valid ones come first.
+        group: (budget,) int64, group of each: ascending, then -1 where not valid.
+        valid: (budget,) bool: True for the places that hold a candidate, which come first.
     """
 
     index: Tensor  # type: ignore[assignment]
@@ -33,16 +33,16 @@ def sample_balanced(
 ) -> Sample:
     """Draw ``budget`` of N candidates at random, without replacement, spread evenly over their groups.
 
-    A group with fewer candidates than its part gives all it has, and the others share the rest (`balanced_quota`).
-    The output has a fixed size and nothing is read back to the host.
+    A group with fewer candidates than its even part gives all that it has, and the others divide the rest
+    (`balanced_quota`). The output has a fixed size, and nothing is read back to the host.
 
     Args:
-        group: (N,) integer; outside 0 to num_groups - 1 means no candidate.
+        group: (N,) integer; -1, or anything outside 0 to num_groups - 1, is no candidate.
         num_groups: G.
         budget: size of the sample.
         generator: on the device of ``group``.
-        special: (N,) bool or None. Where given, ``share`` of each group's part is taken from its special candidates,
-            as far as there are enough of them, and more where there are too few others.
+        special: (N,) bool or None. Where given, ``share`` of each group's part is drawn from its special candidates,
+            less where it has too few special ones, more where it has too few others.
         share: 0 to 1.
     """
     counts_of = num_groups if special is None else 2 * num_groups
@@ -63,14 +63,15 @@ def sample_balanced(
     first = bounds[:-1] - ends + quota
     position = first[of_group.clamp(max=counts_of - 1)] + slot
     index = order[position.clamp_(max=len(order) - 1)] * valid if group.numel() else torch.zeros_like(slot)
-    return Sample(index, of_group if special is None else of_group // 2, valid)
+    of_group = of_group if special is None else of_group // 2
+    return Sample(index, torch.where(valid, of_group, -1), valid)
 
 
 def _shuffle_by_group(group: Tensor, num_groups: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sort candidates (N,) by group, int32, from -2 to num_groups + 1, at random inside each.
+    """Sort candidates by group (N,), int32, from -2 to num_groups + 1, in random order inside each group.
 
-    Returns the order (N,) and where each group starts in it (num_groups + 1,). Group and random bits share one 32-bit
-    key, which torch sorts by radix on a CPU.
+    Returns the order (N,) and where each group starts in it (num_groups + 1,). The sort key holds the group in its high
+    bits and random bits below, in 32 bits together, because torch sorts those by radix on a CPU.
     """
     bits = 31 - (num_groups + 1).bit_length()
     key = torch.randint(1 << bits, group.shape, generator=generator, device=group.device, dtype=torch.int32)
@@ -80,14 +81,14 @@ def _shuffle_by_group(group: Tensor, num_groups: int, generator: torch.Generator
 
 
 def balanced_quota(counts: Tensor, budget: int, generator: torch.Generator) -> Tensor:
-    """Share ``budget`` evenly over groups that hold ``counts`` (G,): (G,) int64, at most ``counts``.
+    """Divide ``budget`` evenly over groups that hold ``counts`` (G,): (G,) int64, at most ``counts``.
 
-    Fills all groups to one water level; what is left over after whole levels goes, one each, to groups drawn at random
-    from those that still have candidates.
+    Every group gets the same number, or all that it has if that is less. The remainder of the division goes, one each,
+    to groups drawn at random from those that still have candidates.
     """
     ascending = counts.sort().values
     below = ascending.cumsum(0) - ascending
-    # A level fits if some number of the smallest groups, filled whole, leaves as much for each of the others.
+    # The number that each group gets: the greatest that any number of smallest groups, taken whole, leaves the others.
     others = torch.arange(counts.numel(), 0, -1, device=counts.device)
     level = ((budget - below) // others).amax()
     left = budget - torch.minimum(counts, level).sum()
@@ -106,7 +107,7 @@ def _split_quota(quota: Tensor, counts: Tensor, share: float) -> Tensor:
 def wrongly_predicted(logits: Tensor, classes: Tensor) -> Tensor:
     """Tell where another class scores higher: (B, h, w) bool, from logits (B, K, h, w) and classes (B, h, w).
 
-    Classes outside 0 to K - 1 count as right.
+    False where the class is -1 or outside 0 to K - 1.
     """
     K = logits.shape[1]
     inside = (classes >= 0) & (classes < K)
@@ -131,9 +132,9 @@ def choose_anchors(
         budget: anchors in the whole batch.
         generator: on the device of ``classes``.
         hard: (B, h, w) bool, wrongly predicted cells, or None.
-        hard_share: share of each class's anchors taken from hard cells where there are enough.
+        hard_share: share of each class's anchors drawn from hard cells where there are enough.
 
-    The index counts cells of the flattened (B, h, w); the group is the class.
+    Returns a sample whose index counts the cells of the flattened (B, h, w) and whose group is the class.
     """
     special = None if hard is None else hard.flatten()
     return sample_balanced(

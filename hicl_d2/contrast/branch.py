@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import Sample, choose_anchors, sample_balanced, wrongly_predicted
 from hicl_d2.contrast.bank import ComponentBank
-from hicl_d2.contrast.candidates import WindowLabels, count_labels, count_labels_plainly
-from hicl_d2.contrast.collect import gather_rows, gathers
+from hicl_d2.contrast.candidates import WindowLabels
+from hicl_d2.contrast.components import Components
 from hicl_d2.contrast.diagnostics import mean_similarities
 from hicl_d2.contrast.frame import Contrast
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.levels import Level, make_levels
-from hicl_d2.contrast.loss import Contrasted, contrast_fused, contrast_plainly
-from hicl_d2.contrast.pairing import Columns, find_own, pair
-from hicl_d2.contrast.pooling import gather_windows, gather_windows_plainly
-from hicl_d2.contrast.pruning import ClassScores, Pruned, prune, touches_boundary
+from hicl_d2.contrast.loss import Contrasted
+from hicl_d2.contrast.operations import OPERATIONS, Operations
+from hicl_d2.contrast.pairing import Pairing, pair
+from hicl_d2.contrast.processes import is_distributed
+from hicl_d2.contrast.pruning import Pruned, prune, touches_boundary
 
 __all__ = ["Drawn", "HiCLBranch"]
 
@@ -28,10 +28,10 @@ class Drawn(NamedTuple):
 
     Attributes:
         anchors: A cells of the flattened (B, h, w), grouped by class.
-        components: M windows, grouped by class x L + level; numbered level after level, each a flattened
+        components: M windows, grouped by class x L + level. They are numbered level after level, each level as a flattened
             (B, rows, columns).
         hard: (B, h, w) bool, the cells that are predicted wrongly; None without logits.
-        pruned: what pruning left of the candidates, by level.
+        pruned: what each criterion leaves of the candidates, by level.
     """
 
     anchors: Sample
@@ -41,15 +41,13 @@ class Drawn(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Hold what a step's figures are made of."""
+    """Hold what the diagnostics of a step are made of."""
 
     drawn: Drawn
-    result: Contrasted
     anchors: Tensor
-    components: Tensor
-    columns: Columns
-    own: Tensor
-    levels: Tensor
+    components: Components
+    pairing: Pairing
+    result: Contrasted
 
 
 class HiCLBranch(Contrast):
@@ -74,7 +72,7 @@ class HiCLBranch(Contrast):
     (True, 512)
     """
 
-    # Every anchor passes through the embedding, and there is always a row, if an empty one.
+    # At least one row is embedded in every step, padding if nothing was drawn, so that every parameter gets a gradient.
     reaches_all = True
 
     def __init__(
@@ -114,27 +112,27 @@ class HiCLBranch(Contrast):
             ignore_value: label of pixels without a class.
             windows: sides of the windows in cells, ascending; one level each. (1,) is pixel-to-pixel contrast.
             overlap: windows start half a window apart.
-            purity: least share of a candidate's labelled pixels that its class has; 0 is off.
-            coverage: least share of its pixels that is labelled; 0 is off.
-            confidence_low: least mean predicted probability of its class; 0 is off.
-            confidence_high: greatest; 1 is off.
+            purity: least share of a candidate's labelled pixels that its class must have; 0 switches the criterion off.
+            coverage: least share of its pixels that must be labelled; 0 switches it off.
+            confidence_low: least mean predicted probability of its class; 0 switches it off.
+            confidence_high: greatest mean predicted probability of its class; 1 switches it off.
             level_weights: weight of a level's positives (joint) or of its loss (separate); 0 switches a level off.
             level_loss: "joint", one loss over the components of all levels, or "separate", the mean of one per level.
             detach_components: no gradient passes through components.
             anchors: budget of anchors for the batch.
             components: budget of components for the batch.
-            hard_share: share of a class's anchors taken from wrongly predicted cells, where logits are given.
-            boundary_negatives: share of the components of each level and class taken from windows that touch another
-                class, as far as there are; 0 draws without looking.
-            positive_focus: a positive weighs (1 - similarity) to this power; 0 weighs all alike.
+            hard_share: share of a class's anchors drawn from wrongly predicted cells, where logits are given.
+            boundary_negatives: share of the components of each level and class drawn from windows that touch another
+                class, as far as there are enough; 0 draws from all alike.
+            positive_focus: a positive is weighted by (1 - similarity) to this power; 0 weighs all alike.
             temperature: of the softmax over similarities.
             dim: width of the embedding.
             hidden_dim: width of its hidden layers.
             embedding_layers: its linear layers; 1 is a projection.
-            bank_size: components remembered per class and level; 0 is none.
-            bank_start: training steps before those are used.
+            bank_size: components remembered per class and level; 0 is no bank.
+            bank_start: training steps before the bank is used.
             gather: contrast with the components of all processes of a step.
-            implementation: "fused", or "textbook", the same loss written out plainly.
+            implementation: "fused", or "textbook", the same method written plainly.
 
         Raises ValueError for values out of range.
         """
@@ -163,9 +161,9 @@ class HiCLBranch(Contrast):
         self.boundary_negatives = boundary_negatives
         self.positive_focus = positive_focus
         self.gather = gather
-        self.plain = implementation == "textbook"
+        self.implementation = implementation
         self.uniform = len({level.weight for level in self.levels}) == 1
-        # On the device once and for all: making it in a step would be a copy that waits for the device.
+        # A buffer, so that no step copies it to the device and waits for it.
         weights = torch.tensor([level.weight for level in self.levels])
         self.register_buffer("level_weights", weights, persistent=False)
         self.level_weights: Tensor
@@ -180,72 +178,57 @@ class HiCLBranch(Contrast):
         windows = tuple(level.window for level in self.levels)
         return f"windows={windows}, anchors={self.anchor_budget}, components={self.component_budget}"
 
+    @property
+    def operations(self) -> Operations:
+        """Return the functions of the chosen implementation."""
+        return OPERATIONS[self.implementation]
+
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, _Step]:
         """Draw anchors and components, embed them, and contrast them. See `Contrast.contrast`."""
         drawn = self.draw(grid, logits, generator)
-        anchors, components = self._embed(features, drawn)
-        columns = self._columns(drawn.components)
-        own = find_own(drawn.anchors, drawn.components, self._cells(grid))
-        current, current_columns = components.detach(), columns
-        segments, across = [columns], self.gather and gathers()
-        if across:
-            M, first = len(components), dist.get_rank() * len(components)
-            components = gather_rows(components)
-            columns = Columns(gather_rows(columns.classes), gather_rows(columns.levels))
-            own = torch.where(own < M, own + first, len(components))
-            segments = [
-                Columns(*parts)
-                for parts in zip(columns.classes.split(M), columns.levels.split(M), strict=True)
-            ]
-        remembered = components[:0].detach()
+        anchors, new = self._embed(features, drawn, grid.num_cells)
+        components = new.gather() if self.gather else new
         if self.bank is not None:
-            remembered, old = self.bank.recall()
-            remembered = remembered.to(components.dtype)
-            own = torch.where(own < len(components), own, len(components) + len(remembered))
-            segments = [*segments, old]
+            components = components.join(self.bank.recall())
         pairing = pair(
-            drawn.anchors.group,
-            segments,
-            own,
+            drawn.anchors,
+            components,
+            grid.num_cells,
             self.num_classes,
-            self.level_weights.to(components.dtype),
+            self.level_weights.to(anchors.dtype),
             separate=self.separate,
             uniform=self.uniform,
-            across_ranks=across,
+            across_processes=self.gather and is_distributed(),
         )
-        implementation = contrast_plainly if self.plain else contrast_fused
-        result = implementation(
-            anchors, components, remembered, pairing, self.temperature, self.positive_focus
-        )
+        result = self.operations.contrast(anchors, components, pairing, self.temperature, self.positive_focus)
         if self.bank is not None and self.training:
-            self.bank.remember(current, current_columns)
-        levels = torch.cat([segment.levels for segment in segments])
-        return result.loss, _Step(drawn, result, anchors, components, columns, own, levels)
+            self.bank.remember(new)
+        return result.loss, _Step(drawn, anchors, components, pairing, result)
 
     @torch.no_grad()
     def draw(self, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator) -> Drawn:
-        """Find the candidates of every level, prune them, and draw anchors and components from what is left.
+        """Count the labels of every level's candidates, prune them, and draw anchors and components from what is left.
 
         Args and raises: as in `Contrast.contrast`.
         """
         first = self.levels[0]
-        single = Level(1, 1, first.purity, first.coverage, (0.0, 1.0), 1.0)
-        with_cells = self.levels if first.window == 1 else (single, *self.levels)
-        statistics = (count_labels_plainly if self.plain else count_labels)(grid, with_cells)
+        cell = Level.cell(first.purity, first.coverage)
+        with_cells = self.levels if first.window == 1 else (cell, *self.levels)
+        statistics = self.operations.count_labels(grid, with_cells)
         cells, windows = statistics[0], statistics[len(with_cells) - len(self.levels) :]
-        scores = None if logits is None else ClassScores(logits)
+        scores = None if logits is None else self.operations.ClassScores(logits)
         pruned = [
             prune(grid, labels, level, scores) for labels, level in zip(windows, self.levels, strict=True)
         ]
-        # Anchors pass the same thresholds, but for confidence: hard ones are wanted.
-        anchor_classes = (pruned[0] if first == single else prune(grid, cells, single)).classes
+        # Anchors pass the first level's thresholds, but for confidence: it would drop the hard ones.
+        anchor_classes = (pruned[0] if first == cell else prune(grid, cells, cell)).classes
         hard = None if logits is None else wrongly_predicted(logits, anchor_classes)
         anchors = choose_anchors(
             anchor_classes,
             self.num_classes,
-            self._budget(self.anchor_budget, anchor_classes.numel()),
+            self._sample_size(self.anchor_budget, anchor_classes.numel()),
             generator,
             hard=hard,
             hard_share=self.hard_share,
@@ -255,6 +238,7 @@ class HiCLBranch(Contrast):
     def _choose_components(
         self, cells: WindowLabels, pruned: list[Pruned], generator: torch.Generator
     ) -> Sample:
+        """Draw components from the windows that are kept, balanced over class and level."""
         K, L = self.num_classes, len(self.levels)
         group = torch.cat([part.winners.flatten() for part in pruned]).mul_(L)
         for k, of_level in enumerate(group.split([part.kept.numel() for part in pruned])[1:], start=1):
@@ -266,48 +250,56 @@ class HiCLBranch(Contrast):
         return sample_balanced(
             group,
             K * L,
-            self._budget(self.component_budget, group.numel()),
+            self._sample_size(self.component_budget, group.numel()),
             generator,
             special=special,
             share=self.boundary_negatives,
         )
 
-    def _budget(self, budget: int, candidates: int) -> int:
-        """Return the size of a sample: the budget, or fewer where a map has fewer and no other process waits."""
-        return budget if gathers() else max(1, min(budget, candidates))
+    def _sample_size(self, budget: int, candidates: int) -> int:
+        """Return the budget, or fewer where a map has fewer candidates: on processes that gather, sizes must be equal."""
+        return budget if is_distributed() else max(1, min(budget, candidates))
 
-    def _cells(self, grid: LabelGrid) -> int:
-        """Return how many windows of one cell there are."""
-        return grid.batch_size * grid.size[0] * grid.size[1] if self.levels[0].window == 1 else 0
+    def _embed(self, features: Tensor, drawn: Drawn, num_cells: int) -> tuple[Tensor, Components]:
+        """Embed what was drawn: anchors (A, dim) and M components."""
+        chosen, L = drawn.components, len(self.levels)
+        cells = None
+        if self.levels[0].window == 1:  # the windows of the first level are the cells, and are numbered alike
+            cells = torch.where(chosen.valid & (chosen.index < num_cells), chosen.index, -1)
+        anchors, rows = self._embed_rows(features, drawn.anchors.index, chosen.index)
+        return anchors, Components(
+            rows, chosen.group // L, torch.where(chosen.valid, chosen.group % L, 0), cells
+        )
 
-    def _columns(self, components: Sample) -> Columns:
-        L = len(self.levels)
-        classes = torch.where(components.valid, components.group // L, self.num_classes)
-        return Columns(classes, torch.where(components.valid, components.group % L, 0))
-
-    def _embed(self, features: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Embed anchors and components: (A, dim) and (M, dim)."""
-        take = gather_windows_plainly if self.plain else gather_windows
-        embed = self.embedding.embed_plainly if self.plain else self.embedding
-        cells, windows = drawn.anchors.index, drawn.components.index
+    def _embed_rows(self, features: Tensor, cells: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Take cells and windows out of the features and embed them: (A, dim) and (M, dim)."""
+        take, embed, dtype = self.operations.gather_windows, self.operations.embed, self.compute_dtype
         if not self.detach_components:
-            rows = take(features, cells, windows, self.levels, self.compute_dtype)
-            anchors, components = embed(rows).split([len(cells), len(windows)])
+            rows = take(features, cells, windows, self.levels, dtype)
+            anchors, components = embed(self.embedding, rows).split([len(cells), len(windows)])
             return anchors, components
         with torch.no_grad():
-            components = embed(take(features, cells[:0], windows, self.levels, self.compute_dtype))
-        return embed(take(features, cells, windows[:0], (), self.compute_dtype)), components
+            components = embed(self.embedding, take(features, cells[:0], windows, self.levels, dtype))
+        return embed(self.embedding, take(features, cells, windows[:0], (), dtype)), components
 
     @torch.no_grad()
     def describe(self, step: _Step) -> dict[str, Tensor]:
         """Name the figures of a step, per level ``w<window>``."""
-        drawn, result, L = step.drawn, step.result, len(self.levels)
+        drawn, result, components, L = step.drawn, step.result, step.components, len(self.levels)
+        M = len(components.rows)  # without those of the bank
         positive, negative = mean_similarities(
-            step.anchors, drawn.anchors.group, step.components, step.columns, step.own, self.num_classes, L
+            step.anchors,
+            drawn.anchors.group,
+            components.rows,
+            components.classes[:M],
+            components.levels[:M],
+            step.pairing.own,
+            self.num_classes,
+            L,
         )
         by_level = result.component_loss.new_zeros(2, L)
-        by_level[0].index_add_(0, step.levels, result.component_loss)
-        by_level[1].index_add_(0, step.levels, result.component_weight)
+        by_level[0].index_add_(0, components.levels, result.component_loss)
+        by_level[1].index_add_(0, components.levels, result.component_weight)
         losses = by_level[0] / torch.where(by_level[1] > 0, by_level[1], 1.0)
         anchors, valid = drawn.anchors.index, drawn.anchors.valid
         number, hard = valid.sum(), torch.zeros_like(losses[0])
@@ -326,7 +318,7 @@ class HiCLBranch(Contrast):
 def _check_choices(level_loss: str, implementation: str, *shares: float) -> None:
     for name, value, choices in (
         ("level_loss", level_loss, ("joint", "separate")),
-        ("implementation", implementation, ("fused", "textbook")),
+        ("implementation", implementation, tuple(OPERATIONS)),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be {' or '.join(choices)}, not {value!r}")

@@ -1,4 +1,4 @@
-"""Contrasts by name."""
+"""The contrasts by name, built from one set of settings."""
 
 import inspect
 from typing import Any
@@ -15,12 +15,12 @@ CONTRASTS = tuple(_CLASSES)
 
 
 def build_contrast(name: str, in_channels: int, num_classes: int, **settings: Any) -> Contrast:
-    """Build the contrast called ``name`` (one of `CONTRASTS`), so that one set of settings serves them all.
+    """Build the contrast called ``name``, one of `CONTRASTS`.
 
-    Each setting is a keyword of the contrast's class. One that this class does not take, but another contrast
-    does, is left out: the windows of Hi-CL, say, mean nothing to pixel contrast.
+    Settings are keywords of the contrast's class. One set of settings serves all contrasts: a keyword that only other
+    contrasts take is ignored, such as the windows of Hi-CL for pixel contrast.
 
-    Raises ValueError, listing what there is, for an unknown name and for a setting that no contrast takes.
+    Raises ValueError, listing the valid ones, for an unknown name and for a setting that no contrast takes.
     """
     if name not in _CLASSES:
         raise ValueError(f"no contrast is called {name!r}; there are {', '.join(CONTRASTS)}")
@@ -34,7 +34,7 @@ def build_contrast(name: str, in_channels: int, num_classes: int, **settings: An
 
 
 def settings_of(contrast: type[Contrast]) -> frozenset[str]:
-    """Return the keywords that a contrast's class takes, those it hands on to its bases included."""
+    """Return the keywords that a contrast's class takes, with those that it passes on to its base classes."""
     names: set[str] = set()
     for base in contrast.__mro__:
         if "__init__" not in vars(base):

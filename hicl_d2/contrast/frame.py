@@ -1,22 +1,31 @@
-"""What every contrast shares: what it returns, and the base class that prepares its input."""
+"""The frame of every contrast: the base class, which prepares the input, and the output."""
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 
-__all__ = ["Contrast", "ContrastOutput", "zero_with_graph"]
+if TYPE_CHECKING:
+    from hicl_d2.contrast.attachment import Attachment
+
+__all__ = ["Contrast", "ContrastOutput", "step_seed", "uncompiled", "zero_with_graph"]
+
+# Key of the step count in a state dict, below the contrast's own prefix.
+_STEPS = "steps"
 
 
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out of ``function``: hand-made gradients in buffers of their own break under it.
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run ``function`` uncompiled under torch.compile, which breaks gradients that autograd functions make in buffers.
 
-    `torch.compiler.disable` as a decorator would load the whole compiler with this module.
+    `torch.compiler.disable` as a decorator would import the whole compiler together with this module.
     """
 
     @functools.wraps(function)
@@ -33,7 +42,7 @@ class ContrastOutput(NamedTuple):
 
     Attributes:
         loss: 0-d float32 (float64 for a float64 module), with a graph to every parameter.
-        diagnostics: 0-d, detached figures by name; none where they were not asked for.
+        diagnostics: 0-d, detached figures by name; empty if they were not asked for.
     """
 
     loss: Tensor
@@ -41,15 +50,19 @@ class ContrastOutput(NamedTuple):
 
 
 class Contrast(nn.Module):
-    """Base of the contrasts. A contrast implements `contrast`; the base does everything around it.
+    """Base class of the contrasts. A contrast implements `contrast`; the base does everything around it.
 
-    It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), lays the labels over
-    the feature grid, brings the logits to it, draws from a private generator (the global random state is never
-    touched), and gives every parameter a gradient in every step, also where nothing was found to contrast. Inside a
-    model given to `torch.compile` it runs as it is, uncompiled.
+    It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), aligns the labels with
+    the feature grid, resizes the logits to it, draws from a generator of its own (the global random state is never
+    touched), and gives every parameter a gradient in every step, even where there is nothing to contrast. Inside a model
+    given to `torch.compile` it runs uncompiled.
 
     Attributes:
-        reaches_all: whether the loss of `contrast` has a graph to every parameter by itself, whatever was found.
+        reaches_all: whether the loss that `contrast` returns always has a graph to every parameter.
+        steps: training steps that were counted: calls of `loss`, and calls without a seed. A number of the host,
+            because the host seeds the generator; it is saved in the state dict as "steps", int64. A state without it
+            loads without complaint.
+        diagnostics: what `loss` described last.
     """
 
     reaches_all = False
@@ -65,7 +78,7 @@ class Contrast(nn.Module):
         hidden_dim: int = 256,
         embedding_layers: int = 2,
     ) -> None:
-        """Make the shared part.
+        """Make what all contrasts share.
 
         Args:
             in_channels: C of the features.
@@ -88,15 +101,18 @@ class Contrast(nn.Module):
         self.temperature = temperature
         self.dim = dim
         self.embedding = EmbeddingHead(in_channels, hidden_dim, dim, embedding_layers)
+        self.steps = 0
+        self._attachment: Attachment | None = None
+        self.diagnostics: dict[str, Tensor] = {}
 
-    @_uncompiled
+    @uncompiled
     def forward(
         self,
         features: Tensor,
         labels: Tensor,
         logits: Tensor | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch.
@@ -105,8 +121,10 @@ class Contrast(nn.Module):
             features: (B, C, h, w), any float type.
             labels: (B, H, W) integer at image resolution; ``ignore_value`` and values outside the classes are unlabelled.
             logits: (B, K, h', w') class scores, or None.
-            seed: of everything drawn in this step.
-            describe: make the diagnostics; without them a step asks less of the device.
+            seed: of everything drawn in this step. Without one the contrast counts its own training steps, so that each
+                draws other cells, and each process others than the next; in eval mode no step is spent. Under gradient
+                checkpointing, which calls it twice, give a seed.
+            describe: make the diagnostics; without them a step launches fewer operators.
 
         Raises ValueError where the shapes do not fit together.
         """
@@ -116,8 +134,7 @@ class Contrast(nn.Module):
             grid = align_labels(labels, size, self.num_classes, self.ignore_value)
             if logits is not None:
                 logits = resize_logits(logits, size)
-            generator = torch.Generator(device=features.device)
-            generator.manual_seed(seed)
+            generator = self.make_generator(features.device, seed)
             loss, step = self.contrast(features, grid, logits, generator)
             if not self.reaches_all:
                 loss = loss + zero_with_graph(self)
@@ -126,7 +143,7 @@ class Contrast(nn.Module):
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Any]:
-        """Compute the loss (0-d), and whatever `describe` makes the diagnostics of.
+        """Compute the loss (0-d), and return it with what `describe` makes the diagnostics of.
 
         Args:
             features: (B, C, h, w) as the caller gave them (use `compute_dtype` for rows taken out of them).
@@ -137,8 +154,72 @@ class Contrast(nn.Module):
         raise NotImplementedError
 
     def describe(self, step: Any) -> dict[str, Tensor]:
-        """Make the diagnostics (0-d, detached, by name) of what `contrast` returned: by default, it is them."""
+        """Return the diagnostics (0-d, detached, by name). By default ``step``, from `contrast`, already is that dict."""
         return step
+
+    def loss(self, labels: Tensor, *, describe: bool = False) -> Tensor:
+        """Compute weight x ramp x contrast (0-d) of the features that the model made in its last training forward.
+
+        For a contrast that `attach` made. Call it once after each forward, also when accumulating gradients: each call
+        counts as a step.
+
+        Args:
+            labels: (B, H, W) integer, of the size of the images or a whole multiple or fraction of it, on any device.
+            describe: put this step's figures into `diagnostics`.
+
+        Raises RuntimeError where there is nothing to compute from: not attached, no training forward since the last
+        call, features without gradient or of another form. Raises ValueError for labels that do not fit, and for values
+        that are neither a class nor the ignore value (of labels on a GPU, in the first steps of a process).
+        """
+        return self.attachment.loss(self, labels, describe=describe)
+
+    def detach(self) -> nn.Module:
+        """Remove the contrast and its hooks from the model that it was attached to, and return that model."""
+        model = self.attachment.remove()
+        self._attachment = None
+        return model
+
+    @property
+    def attachment(self) -> Attachment:
+        """Return where the contrast reads in a model; raises RuntimeError unless `attach` made it."""
+        if self._attachment is None:
+            raise RuntimeError(
+                "this contrast is not attached to a model; hicl_d2.contrast.attach makes one that is"
+            )
+        return self._attachment
+
+    def make_generator(self, device: torch.device, seed: int | None) -> torch.Generator:
+        """Make the generator of a step on ``device``; without a ``seed``, of the next step that is counted."""
+        generator = torch.Generator(device=device)
+        generator.manual_seed(step_seed(self.count_step()) if seed is None else seed)
+        return generator
+
+    def count_step(self) -> int:
+        """Return the number of this step, from 0 on; in training the next one gets the next number."""
+        step = self.steps
+        self.steps += int(self.training)
+        return step
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + _STEPS] = torch.tensor(self.steps)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        key = prefix + _STEPS
+        if key in state_dict:
+            self.steps = int(state_dict[key])
+        if key in unexpected:
+            unexpected.remove(key)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -162,10 +243,16 @@ class Contrast(nn.Module):
             )
 
 
+def step_seed(step: int, seed: int = 0) -> int:
+    """Return the seed of what one process draws in one step: different for each ``step``, process and ``seed``."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return (seed * 1_000_003 + step) * 4096 + rank
+
+
 def zero_with_graph(module: nn.Module) -> Tensor:
     """Return 0 with a graph to every parameter of ``module``.
 
-    Sums of empty slices: unlike 0 x sum(parameters), they stay 0 whatever the parameters hold.
+    It sums empty slices: unlike 0 x sum(parameters), the result is 0 even where a parameter is not finite.
     """
     zeros = [parameter.flatten()[:0].sum() for parameter in module.parameters() if parameter.requires_grad]
     return torch.stack(zeros).sum() if zeros else torch.zeros(())

@@ -1,4 +1,4 @@
-"""Labels at image resolution laid over the grid of a feature map."""
+"""Labels at image resolution, aligned with the grid of a feature map."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class LabelGrid:
     """Hold the labels of a batch, grouped by the cell of the feature map that covers them.
 
     Attributes:
-        planes: (stride * stride, B, h, w) integer: plane p holds pixel (p // stride, p % stride) of every cell. A value
-            of ``num_classes`` means unlabelled, whatever the caller's ignore value was.
+        planes: (stride * stride, B, h, w) integer, in the narrowest type: plane p holds pixel (p // stride, p % stride)
+            of every cell, a class or `unlabelled`, whatever the caller's ignore value was.
         stride: label pixels per cell, along each axis.
         num_classes: classes are 0 to num_classes - 1.
     """
@@ -23,6 +23,14 @@ class LabelGrid:
     planes: Tensor
     stride: int
     num_classes: int
+
+    @property
+    def unlabelled(self) -> int:
+        """Return the value of an unlabelled pixel in ``planes``: K, since their type may be unsigned.
+
+        It is for pixels alone. Windows, cells, anchors and components without a class have class -1.
+        """
+        return self.num_classes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,6 +41,11 @@ class LabelGrid:
     def batch_size(self) -> int:
         """Return B."""
         return self.planes.shape[1]
+
+    @property
+    def num_cells(self) -> int:
+        """Return B x h x w, the number of cells of the batch."""
+        return self.planes[0].numel()
 
 
 def infer_stride(label_size: tuple[int, int], feature_size: tuple[int, int]) -> int:
@@ -60,10 +73,12 @@ def infer_stride(label_size: tuple[int, int], feature_size: tuple[int, int]) -> 
 def align_labels(
     labels: Tensor, feature_size: tuple[int, int], num_classes: int, ignore_value: int = 255
 ) -> LabelGrid:
-    """Lay labels (B, H, W), integer, over a feature map of ``feature_size`` (h, w).
+    """Align labels (B, H, W), integer, with a feature map of ``feature_size`` (h, w).
 
-    ``ignore_value`` and everything outside 0 to num_classes - 1 becomes unlabelled, and so do the pixels added where
-    H or W is no multiple of the stride (`infer_stride`, which raises ValueError when the sizes do not fit).
+    ``ignore_value`` and everything outside 0 to num_classes - 1 becomes unlabelled, and so do the padding pixels where H
+    or W is no multiple of the stride.
+
+    Raises ValueError when the sizes do not fit (see `infer_stride`).
     """
     B, H, W = labels.shape
     h, w = feature_size
@@ -78,18 +93,18 @@ def align_labels(
 
 
 def _narrow(labels: Tensor, num_classes: int) -> Tensor:
-    """Clamp labels to 0..num_classes (= unlabelled) in the narrowest integer type: later passes read every pixel."""
+    """Turn labels into 0..num_classes (= unlabelled) in the narrowest integer type: later passes read every pixel."""
     if labels.dtype != torch.uint8:
         labels = labels.clamp(-1, num_classes)
-    if num_classes <= 255:
-        # -1 becomes 255 here, which is no class either.
+    # 255 is left to class -1, which becomes 255 in this type and must equal no pixel.
+    if num_classes < 255:
         return labels.to(torch.uint8).clamp(max=num_classes)
     labels = labels.to(torch.int32)
     return torch.where(labels < 0, num_classes, labels)
 
 
 def resize_logits(logits: Tensor, feature_size: tuple[int, int]) -> Tensor:
-    """Bring logits (B, K, h', w') to the feature map's grid, bilinearly, detached and at least float32."""
+    """Resize logits (B, K, h', w') to the feature map's (h, w), bilinearly; detached, float32 or float64."""
     logits = logits.detach()
     if logits.dtype != torch.float64:
         logits = logits.float()

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
-__all__ = ["Level", "Link", "link_levels", "make_levels"]
+__all__ = ["Level", "make_levels"]
 
 
 @dataclass(frozen=True)
 class Level:
-    """Describe one level.
+    """Describe one level of the hierarchy: its windows and what they must pass. By default every criterion is off.
 
     Attributes:
         window: side of its windows, in cells of the feature map.
-        step: cells from one window to the next.
+        step: cells from the start of one window to the start of the next.
         purity: least share of a window's labelled pixels that its class must have; 0 switches the criterion off.
         coverage: least share of a window's pixels that must be labelled; 0 switches the criterion off.
         confidence: least and greatest mean predicted probability of its class; (0, 1) switches the criterion off.
@@ -23,33 +22,22 @@ class Level:
 
     window: int
     step: int
-    purity: float
-    coverage: float
-    confidence: tuple[float, float]
-    weight: float
+    purity: float = 0.0
+    coverage: float = 0.0
+    confidence: tuple[float, float] = (0.0, 1.0)
+    weight: float = 1.0
+
+    @classmethod
+    def cell(cls, purity: float = 0.0, coverage: float = 0.0) -> "Level":
+        """Make the level of single cells, whose windows are one cell each."""
+        return cls(1, 1, purity, coverage)
 
     def extent(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return how many windows lie whole on a map of ``size`` (h, w), along each axis."""
+        """Return how many windows lie wholly on a map of ``size`` (h, w): (rows, columns), 0 where none fits."""
         return (
             max(0, (size[0] - self.window) // self.step + 1),
             max(0, (size[1] - self.window) // self.step + 1),
         )
-
-
-class Link(NamedTuple):
-    """Tell how a level's windows are composed of the windows of a smaller level.
-
-    Attributes:
-        parent: index of the smaller level; -1 for the cells themselves.
-        pick: take every ``pick``-th window of the parent, so that those taken tile the map.
-        factor: how many of them lie along a window's side.
-        stride: how many lie between a window and the next.
-    """
-
-    parent: int
-    pick: int
-    factor: int
-    stride: int
 
 
 def make_levels(
@@ -99,17 +87,3 @@ def _per_window(name: str, values: Sequence[float], count: int) -> list[float]:
     if len(values) not in (1, count):
         raise ValueError(f"{name} needs one value, or one for each of the {count} windows, not {len(values)}")
     return [float(value) for value in (list(values) * count if len(values) == 1 else values)]
-
-
-def link_levels(levels: Sequence[Level]) -> tuple[Link, ...]:
-    """Link each level to the largest smaller one whose windows tile its own, or to the cells."""
-    links = []
-    for k, level in enumerate(levels):
-        link = Link(-1, 1, level.window, level.step)
-        for parent in range(k - 1, -1, -1):
-            size, step = levels[parent].window, levels[parent].step
-            if level.window % size == 0 and level.step % size == 0 and size % step == 0:
-                link = Link(parent, size // step, level.window // size, level.step // size)
-                break
-        links.append(link)
-    return tuple(links)

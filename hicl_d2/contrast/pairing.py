@@ -1,6 +1,5 @@
-"""Who is whose positive, and what each anchor counts for."""
+"""Pairing: which components are an anchor's positives, and what each anchor weighs in the loss."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,140 +7,128 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import Sample
+from hicl_d2.contrast.components import Components
 
-# What is divided by is at least this.
+# Least divisor.
 _TINY = 1e-30
 
-__all__ = ["Columns", "Pairing", "find_own", "pair"]
-
-
-class Columns(NamedTuple):
-    """Hold what is known about components besides their embedding, M of them.
-
-    Attributes:
-        classes: (M,) int64; the number of classes where there is no component.
-        levels: (M,) int64; 0 where there is no component.
-        places: (M,) int64, ascending, the class that each place is for, whether or not there is a component in it; None
-            where ``classes`` itself ascends.
-    """
-
-    classes: Tensor
-    levels: Tensor
-    places: Tensor | None = None
+__all__ = ["Pairing", "find_own", "pair"]
 
 
 class Pairing(NamedTuple):
-    """Hold how A anchors and M components are paired.
+    """Hold how A anchors are paired with N components (those of the step and those of the bank).
+
+    Components fall into G *loss groups*: one, or one per level. An anchor meets each group in a loss of its own.
 
     Attributes:
-        anchor_class: (A,) int64; K where there is no anchor.
-        component_class: (M,) int64; K where there is no component.
-        own: (A,) int64, the component that is an anchor's own window of one cell; M where it has none.
         num_classes: K.
-        segments: parts of the components, one after the other, in each of which the classes ascend: what class each
-            place is for, (m,) int64, whether or not there is a component in it. Anchors ascend too.
-        block: (M,) int64, the block a component belongs to.
-        blocks: (M, blocks) float: 1 in that block; a row of zeros where there is no component.
-        weight: (M,) float, weight of a component as a positive inside its block.
-        share: (A, blocks) float, what an anchor's loss counts in the whole; 0 without positives in that block.
-        unit: (A, blocks) float, share by total weight of the anchor's positives.
-        uniform: whether all weights are alike and there is one block, known without looking at data.
+        anchor_class: (A,) int64, ascending, then -1 for empty places.
+        own: (A,) int64, the component that is the anchor's own cell; -1 where there is none.
+        loss_group: (N, G) float, 1 in the group that a component belongs to; a row of zeros for an empty place.
+        positive_weight: (N,) float, weight of a component as a positive, relative to others of its group.
+        anchor_weight: (A, G) float, weight of the anchor's loss in that group in the batch's loss; 0 without positives.
+        weight_per_positive: (A, G) float, the anchor's weight over the sum of its positives' weights: what a positive
+            of weight 1 counts in the batch's loss, before `positive_focus`.
+        uniform: whether there is one group and all positives weigh alike, known without reading a tensor.
     """
 
-    anchor_class: Tensor
-    component_class: Tensor
-    own: Tensor
     num_classes: int
-    segments: tuple[Tensor, ...]
-    block: Tensor
-    blocks: Tensor
-    weight: Tensor
-    share: Tensor
-    unit: Tensor
+    anchor_class: Tensor
+    own: Tensor
+    loss_group: Tensor
+    positive_weight: Tensor
+    anchor_weight: Tensor
+    weight_per_positive: Tensor
     uniform: bool
 
 
-def find_own(anchors: Sample, components: Sample, cells: int) -> Tensor:
-    """Find each anchor's own window of one cell among the components.
+def find_own(anchors: Sample, components: Components, num_cells: int) -> Tensor:
+    """Find each anchor's own cell among the components: (A,) int64, -1 where it is none of them.
 
     Args:
         anchors: A cells.
-        components: M windows; those below ``cells`` are single cells and numbered alike.
-        cells: how many there are; 0 if no level has windows of one cell.
-
-    Returns (A,) int64: a position among the components, or M for anchors that have none.
+        components: N windows, some of which may be single cells.
+        num_cells: B x h x w.
     """
-    M, device = len(components.index), components.index.device
-    holder = torch.full((cells + 1,), M, dtype=torch.int64, device=device)
-    place = torch.where(components.valid & (components.index < cells), components.index, cells)
-    holder.scatter_(0, place, torch.arange(M, device=device))
-    holder[cells:].fill_(M)
-    return holder[torch.where(anchors.valid, anchors.index, cells).clamp(max=cells)]
+    if components.cells is None:
+        return torch.full_like(anchors.index, -1)
+    # One more place takes the windows that are no cell, and the anchors that are empty.
+    component_at = torch.full((num_cells + 1,), -1, dtype=torch.int64, device=anchors.index.device)
+    cells = torch.where(components.cells < 0, num_cells, components.cells)
+    component_at.scatter_(0, cells, torch.arange(len(cells), device=cells.device))
+    component_at[num_cells:].fill_(-1)
+    return component_at[torch.where(anchors.valid, anchors.index, num_cells)]
 
 
 def pair(
-    anchor_class: Tensor,
-    segments: Sequence[Columns],
-    own: Tensor,
+    anchors: Sample,
+    components: Components,
+    num_cells: int,
     num_classes: int,
     level_weights: Tensor,
     *,
     separate: bool,
     uniform: bool,
-    across_ranks: bool = False,
+    across_processes: bool = False,
 ) -> Pairing:
-    """Pair anchors with components, and share the loss out among the anchors that have positives.
+    """Pair anchors with components, and weigh the anchors that have positives so that their weights sum to 1.
 
     Args:
-        anchor_class: (A,) int64; K where there is no anchor.
-        segments: what is known about M components, in one or more parts.
-        own: (A,) from `find_own`; a window of one cell belongs to level 0.
+        anchors: A cells, grouped by class.
+        components: N components. Windows of one cell belong to level 0.
+        num_cells: B x h x w.
         num_classes: K.
         level_weights: (L,) float, above 0; its type is the type of all weights.
-        separate: one block per level instead of one for all.
-        uniform: the level weights are alike (the caller knows without looking at the tensor).
-        across_ranks: count the anchors of all processes, and scale this one's loss so that the mean over processes is
-            the loss of them all.
+        separate: one loss group per level instead of one for all.
+        uniform: all level weights are equal (the caller knows without reading the tensor).
+        across_processes: count the anchors of all processes, and scale the weights so that the mean of the processes'
+            losses is the loss over all anchors.
     """
-    K, L, dtype, device = num_classes, len(level_weights), level_weights.dtype, anchor_class.device
-    classes = torch.cat([segment.classes for segment in segments])
-    levels = torch.cat([segment.levels for segment in segments])
-    present = (classes < K).to(dtype)
-    counts = torch.zeros((K + 1) * L, dtype=dtype, device=device)
-    counts.scatter_add_(0, classes * L + levels, present)
-    positives = counts.view(K + 1, L)[anchor_class]
-    positives[:, 0] -= (own < len(classes)).to(dtype)
+    K, L, dtype = num_classes, len(level_weights), level_weights.dtype
+    classes, levels = components.classes, components.levels
+    own = find_own(anchors, components, num_cells)
+    present = (classes >= 0).to(dtype)
+    # Row 0 counts class -1, of which no component is present.
+    counts = torch.zeros((K + 1) * L, dtype=dtype, device=classes.device)
+    counts.scatter_add_(0, (classes + 1) * L + levels, present)
+    positives = counts.view(K + 1, L)[anchors.group + 1]
+    positives[:, 0] -= (own >= 0).to(dtype)
     if separate:
-        block = levels
-        blocks = torch.zeros(len(levels), L, dtype=dtype, device=device)
-        blocks.scatter_(1, levels[:, None], present[:, None])
-        weight, block_weight, total = present, level_weights, positives
+        loss_group = torch.zeros(len(levels), L, dtype=dtype, device=classes.device)
+        loss_group.scatter_(1, levels[:, None], present[:, None])
+        number = total = positives
+        positive_weight, group_weight = present, level_weights
     else:
-        block, blocks = torch.zeros_like(levels), present[:, None]
+        loss_group = present[:, None]
         number = positives.sum(1, keepdim=True)
-        weight = present if uniform else present * level_weights[levels]
         total = number if uniform else (positives @ level_weights)[:, None]
-        block_weight = level_weights.new_ones(1)
-    counted = ((positives if separate else number) > 0).to(dtype)
-    anchors = counted.sum(0)
-    world = 1
-    if across_ranks:
-        dist.all_reduce(anchors)
-        world = dist.get_world_size()
-    block_weight = block_weight * anchors.clamp(max=1.0)
-    per_anchor = world * block_weight / (block_weight.sum().clamp(min=_TINY) * anchors.clamp(min=1.0))
-    share = counted * per_anchor
-    unit = share / total.clamp(min=_TINY)
+        positive_weight = present if uniform else present * level_weights[levels]
+        group_weight = level_weights.new_ones(1)
+    anchor_weight = _weigh_anchors(number, group_weight, across_processes)
     return Pairing(
-        anchor_class,
-        classes,
-        own,
         K,
-        tuple(segment.classes if segment.places is None else segment.places for segment in segments),
-        block,
-        blocks,
-        weight,
-        share,
-        unit,
+        anchors.group,
+        own,
+        loss_group,
+        positive_weight,
+        anchor_weight,
+        anchor_weight / total.clamp(min=_TINY),
         uniform and not separate,
     )
+
+
+def _weigh_anchors(positives: Tensor, group_weight: Tensor, across_processes: bool) -> Tensor:
+    """Divide the weight of each loss group (G,) evenly among the anchors that have ``positives`` (A, G) in it: (A, G).
+
+    All weights sum to 1, or to the number of processes over the anchors of them all. Groups in which no anchor has
+    positives leave their weight to the others.
+    """
+    has_positives = (positives > 0).to(group_weight.dtype)
+    group_anchors = has_positives.sum(0)
+    world = 1
+    if across_processes:
+        dist.all_reduce(group_anchors)
+        world = dist.get_world_size()
+    group_weight = group_weight * group_anchors.clamp(max=1.0)
+    per_anchor = world * group_weight / (group_weight.sum().clamp(min=_TINY) * group_anchors.clamp(min=1.0))
+    return has_positives * per_anchor

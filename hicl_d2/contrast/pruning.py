@@ -1,26 +1,26 @@
-"""Which windows become components, and which cells become anchors."""
+"""Pruning: which candidate windows become components, and which of them touch another class."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from hicl_d2.contrast.candidates import WindowLabels, sum_windows, tile_windows
+from hicl_d2.contrast.candidates import WindowLabels, sum_windows
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.levels import Level
 
-__all__ = ["ClassScores", "Pruned", "prune", "touches_boundary"]
+__all__ = ["ClassScores", "Pruned", "Scores", "prune", "touches_boundary"]
 
 
 class Pruned(NamedTuple):
     """Hold what each criterion leaves of one level's candidates, (B, rows, columns) each.
 
     Attributes:
-        winners: integer, the most frequent class of every candidate.
+        winners: integer, the most frequent class of every candidate; -1 where nothing is labelled.
         covered: bool, labelled enough.
-        pure: bool, and pure enough.
-        kept: bool, and predicted within the range of confidence: a component.
+        pure: bool, covered and pure enough.
+        kept: bool, pure and predicted within the range of confidence: a component.
     """
 
     winners: Tensor
@@ -36,7 +36,7 @@ class Pruned(NamedTuple):
     def counts(self) -> dict[str, Tensor]:
         """Return, 0-d, by name: candidates, pruned_coverage, pruned_purity, pruned_confidence and kept.
 
-        A candidate counts under the first criterion that it fails, in this order; without any label it fails coverage.
+        A candidate counts under the first criterion that it fails, in this order; one without labels fails coverage.
         """
         left = torch.stack(
             [torch.full_like(self.kept.sum(), self.kept.numel()), *(part.sum() for part in self[1:])]
@@ -50,19 +50,45 @@ class Pruned(NamedTuple):
         }
 
 
-def prune(grid: LabelGrid, labels: WindowLabels, level: Level, scores: "ClassScores | None" = None) -> Pruned:
+class Scores(Protocol):
+    """What `prune` asks of predictions: `ClassScores`, plain or fused."""
+
+    def mean_probability(self, classes: Tensor, level: Level) -> Tensor:
+        """Return the mean predicted probability of each window's class."""
+        ...
+
+
+class ClassScores:
+    """Turn logits into the mean predicted probability of a window's class."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Keep the probabilities of logits (B, K, h, w), float."""
+        self.probability = logits.softmax(dim=1)
+
+    def mean_probability(self, classes: Tensor, level: Level) -> Tensor:
+        """Return the mean predicted probability of each window's class: (B, rows, columns) float.
+
+        Args:
+            classes: (B, rows, columns) integer; the figure of a window without a class (-1) has no meaning.
+            level: whose windows they are.
+        """
+        means = sum_windows(self.probability, level) / level.window**2
+        return means.gather(1, classes.clamp(min=0).long()[:, None])[:, 0]
+
+
+def prune(grid: LabelGrid, labels: WindowLabels, level: Level, scores: Scores | None = None) -> Pruned:
     """Keep the windows that are labelled enough, pure enough, and predicted within the level's confidence.
 
     Args:
         grid: the labels.
         labels: the statistics of the level's windows.
         level: with the thresholds.
-        scores: predictions; without them, or with a range of (0, 1), confidence is not asked for.
+        scores: the predictions; without them, or with a range of (0, 1), confidence is not checked.
     """
-    # The least number of labelled pixels; the little taken off is for shares that binary fractions only come near.
+    # The least number of labelled pixels. The tolerance is for shares that have no exact binary fraction.
     least = max(1, math.ceil(level.coverage * (level.window * grid.stride) ** 2 - 1e-6))
     covered = labels.labelled >= least
-    # Where nothing is labelled, 0 / 0 passes no comparison.
+    # Where nothing is labelled, 0 / 0 is NaN, which passes no comparison.
     pure = covered & (labels.count / labels.labelled >= level.purity)
     if level.purity == 0.0:
         pure &= labels.count > 0
@@ -74,39 +100,11 @@ def prune(grid: LabelGrid, labels: WindowLabels, level: Level, scores: "ClassSco
     return Pruned(labels.classes, covered, pure, kept)
 
 
-class ClassScores:
-    """Turn logits into the mean probability of a window's class, or tell where another class scores higher."""
-
-    def __init__(self, logits: Tensor) -> None:
-        """Keep logits (B, K, h, w); they are only read."""
-        self.logits = logits
-        self._normaliser: Tensor | None = None
-
-    def mean_probability(self, classes: Tensor, level: Level) -> Tensor:
-        """Return the mean predicted probability of each window's class: (B, rows, columns) float.
-
-        Args:
-            classes: (B, rows, columns) integer; what is outside 0 to K - 1 gets any figure.
-            level: whose windows they are.
-        """
-        if self._normaliser is None:
-            # One of the K probabilities is asked for: only the denominator needs them all.
-            self._normaliser = self.logits.logsumexp(dim=1)
-        normaliser = self._normaliser
-
-        def probability(rows: slice, columns: slice, spread: Tensor) -> Tensor:
-            own = self.logits[:, :, rows, columns].gather(1, spread[:, None].long())[:, 0]
-            return (own - normaliser[:, rows, columns]).exp()
-
-        inside = classes.clamp(0, self.logits.shape[1] - 1)
-        return tile_windows(inside, level, probability) / level.window**2
-
-
 def touches_boundary(cells: WindowLabels, level: Level) -> Tensor:
     """Tell which windows touch another class: (B, rows, columns) bool.
 
     A cell is on a boundary if it holds two classes, or if a labelled cell beside it (left, right, above, below) holds
-    two or another one; a window touches a boundary if one of its cells is on one.
+    two classes or another one. A window touches a boundary if one of its cells is on one.
 
     Args:
         cells: the statistics of windows of one cell.
@@ -125,4 +123,4 @@ def touches_boundary(cells: WindowLabels, level: Level) -> Tensor:
         differ &= here(labelled) & there(labelled)
         here(boundary).logical_or_(differ)
         there(boundary).logical_or_(differ)
-    return sum_windows(boundary.int(), level.window, level.step) > 0
+    return sum_windows(boundary.float(), level) > 0

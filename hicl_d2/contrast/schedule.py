@@ -1,4 +1,4 @@
-"""When the contrast counts, and how much."""
+"""The ramp of the contrast's weight over training."""
 
 __all__ = ["ramp"]
 

@@ -3,12 +3,8 @@
 from hicl_d2.d2 import USES_DETECTRON2
 
 if USES_DETECTRON2:
-    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import DetectionCheckpointer
 else:
-    from hicl_d2.lite.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from hicl_d2.lite.checkpoint import DetectionCheckpointer
 
-__all__ = [
-    "Checkpointer",
-    "DetectionCheckpointer",
-    "PeriodicCheckpointer",
-]
+__all__ = ["DetectionCheckpointer"]

@@ -7,6 +7,6 @@ if USES_DETECTRON2:
     from detectron2.projects.deeplab import add_deeplab_config
 else:
     from hicl_d2.lite.config import CfgNode, configurable, get_cfg
-    from hicl_d2.lite.projects.deeplab import add_deeplab_config
+    from hicl_d2.lite.projects.deeplab_config import add_deeplab_config
 
 __all__ = ["CfgNode", "add_deeplab_config", "configurable", "get_cfg"]

@@ -6,7 +6,6 @@ if USES_DETECTRON2:
     from detectron2.evaluation import (
         DatasetEvaluator,
         DatasetEvaluators,
-        SemSegEvaluator,
         inference_on_dataset,
         print_csv_format,
         verify_results,
@@ -15,7 +14,6 @@ else:
     from hicl_d2.lite.evaluation import (
         DatasetEvaluator,
         DatasetEvaluators,
-        SemSegEvaluator,
         inference_on_dataset,
         print_csv_format,
         verify_results,
@@ -24,7 +22,6 @@ else:
 __all__ = [
     "DatasetEvaluator",
     "DatasetEvaluators",
-    "SemSegEvaluator",
     "inference_on_dataset",
     "print_csv_format",
     "verify_results",

@@ -1,4 +1,4 @@
-"""Detectron2's projects, imported for what they register: where they can be had, theirs comes before ours."""
+"""What only Detectron2 has: its projects, imported for the models that they register, and single classes by name."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ import numpy as np
 
 from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 
-__all__ = ("panoptic_deeplab_mapper", "point_rend_colours")
+__all__ = ("original", "panoptic_deeplab_mapper")
 
 
 def panoptic_deeplab_mapper(cfg: Any) -> Any:
@@ -22,11 +22,17 @@ def panoptic_deeplab_mapper(cfg: Any) -> Any:
     return importlib.import_module("detectron2.projects.panoptic_deeplab").PanopticDeeplabDatasetMapper(cfg)
 
 
-def point_rend_colours() -> Any:
-    """Return Detectron2's ColorAugSSDTransform, to compare with; None without Detectron2 or OpenCV."""
-    if not USES_DETECTRON2 or importlib.util.find_spec("cv2") is None:
+def original(module: str, name: str) -> Any:
+    """Return ``detectron2.<module>.<name>``.
+
+    None without Detectron2, or without a package that the module needs (OpenCV, say).
+    """
+    if not USES_DETECTRON2:
         return None
-    return importlib.import_module("detectron2.projects.point_rend").ColorAugSSDTransform
+    try:
+        return getattr(importlib.import_module(f"detectron2.{module}"), name)
+    except ModuleNotFoundError:
+        return None
 
 
 @contextmanager

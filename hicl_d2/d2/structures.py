@@ -7,6 +7,4 @@ if USES_DETECTRON2:
 else:
     from hicl_d2.lite.structures import ImageList
 
-__all__ = [
-    "ImageList",
-]
+__all__ = ["ImageList"]

@@ -1,4 +1,4 @@
-"""Utilities: communication, event storage and its writers, logging, files, random state."""
+"""Utilities: communication, event storage and its writers, files, random state, registries."""
 
 from hicl_d2.d2 import USES_DETECTRON2
 
@@ -10,13 +10,10 @@ if USES_DETECTRON2:
         CommonMetricPrinter,
         EventStorage,
         EventWriter,
-        JSONWriter,
         TensorboardXWriter,
         get_event_storage,
-        has_event_storage,
     )
     from detectron2.utils.file_io import PathManager
-    from detectron2.utils.logger import log_every_n_seconds, log_first_n, setup_logger
     from detectron2.utils.registry import Registry
 else:
     from hicl_d2.lite.utils import comm
@@ -26,29 +23,21 @@ else:
         CommonMetricPrinter,
         EventStorage,
         EventWriter,
-        JSONWriter,
         TensorboardXWriter,
         get_event_storage,
-        has_event_storage,
     )
     from hicl_d2.lite.utils.file_io import PathManager
-    from hicl_d2.lite.utils.logger import log_every_n_seconds, log_first_n, setup_logger
     from hicl_d2.lite.utils.registry import Registry
 
 __all__ = [
     "CommonMetricPrinter",
     "EventStorage",
     "EventWriter",
-    "JSONWriter",
     "PathManager",
     "Registry",
     "TensorboardXWriter",
     "collect_env_info",
     "comm",
     "get_event_storage",
-    "has_event_storage",
-    "log_every_n_seconds",
-    "log_first_n",
     "seed_all_rng",
-    "setup_logger",
 ]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.fused import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.parallel import for_each
-from hicl_d2.reading import label_mode, read_image, read_labels
+from hicl_d2.reading import file_mode, read_image, read_labels, value_hint
 
 # Purity thresholds of the survival table. A window's class is known exactly where it has a majority.
 PURITIES = (0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 FINGERPRINT = 16
+# The largest value of an image that is too dark to have been meant so.
+DARK = 24
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Facts(NamedTuple):
         kept: (levels, purities, K), those whose class has at least that share.
         content: hash of the decoded image.
         look: hash of its coarse look.
+        dark: whether a file of 16 bits is nearly black once cut to 8.
         faults: what is wrong with the pair.
     """
 
@@ -66,6 +69,7 @@ class Facts(NamedTuple):
     kept: np.ndarray
     content: str
     look: str
+    dark: bool
     faults: list[str]
 
 
@@ -85,12 +89,27 @@ class Audit:
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0))
     contents: dict[str, list[str]] = field(default_factory=dict)
     looks: dict[str, list[str]] = field(default_factory=dict)
+    dark: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def class_pixels(self) -> np.ndarray:
-        """Return the pixels of every class, (K,), int64."""
-        return np.array([self.pixels[c] for c in range(len(self.classes))], dtype=np.int64)
+        """Return the pixels of every class, (K,), int64; a class whose number is the ignored label has none."""
+        counts = [0 if self.is_ignored(c) else self.pixels[c] for c in range(len(self.classes))]
+        return np.array(counts, dtype=np.int64)
+
+    def class_images(self, number: int) -> int:
+        """Return how many images have a pixel of a class; none has of one whose number is the ignored label."""
+        return 0 if self.is_ignored(number) else self.images_with[number]
+
+    def is_ignored(self, label: int) -> bool:
+        """Return whether pixels of ``label`` are left out of training and scores."""
+        return label == self.question.ignore_value
+
+    def absent(self) -> list[str]:
+        """Return the classes that no pixel has, without one that is ignored by its number."""
+        pixels = self.class_pixels()
+        return [name for c, name in enumerate(self.classes) if not pixels[c] and not self.is_ignored(c)]
 
 
 def audit_dataset(
@@ -145,13 +164,14 @@ def look_at(question: Question, record: dict[str, Any]) -> Facts:
         np.zeros((levels, len(PURITIES), question.num_classes), dtype=np.int64),
         content,
         _fingerprint(image),
+        image.max() < DARK and file_mode(record["file_name"]).startswith("I"),
         [],
     )
     if "sem_seg_file_name" not in record:
         return facts
     path = record["sem_seg_file_name"]
     try:
-        labels = read_labels(path)
+        labels = read_labels(path, record["file_name"], facts.size)
     except InputError as error:
         facts.faults.append(str(error))
         return facts
@@ -163,7 +183,7 @@ def look_at(question: Question, record: dict[str, Any]) -> Facts:
     values, counts = np.unique(labels, return_counts=True)
     facts.pixels.update(zip(values.tolist(), counts.tolist(), strict=True))
     survival = _survival(question, labels)
-    return facts._replace(label_mode=label_mode(path), candidates=survival[0], kept=survival[1])
+    return facts._replace(label_mode=file_mode(path), candidates=survival[0], kept=survival[1])
 
 
 def _fingerprint(image: np.ndarray) -> str:
@@ -211,6 +231,8 @@ def _add(audit: Audit, record: dict[str, Any], facts: Facts) -> None:
     audit.kept += facts.kept
     audit.contents.setdefault(facts.content, []).append(path)
     audit.looks.setdefault(facts.look, []).append(path)
+    if facts.dark:
+        audit.dark.append(path)
     audit.faults += facts.faults
     known = {*range(len(audit.classes)), audit.question.ignore_value}
     wrong = {value: count for value, count in facts.pixels.items() if value not in known}
@@ -218,8 +240,9 @@ def _add(audit: Audit, record: dict[str, Any], facts: Facts) -> None:
         values = listing([f"{value} ({count} pixels)" for value, count in sorted(wrong.items())], 4)
         audit.faults.append(
             f"{record['sem_seg_file_name']}: labels outside the {len(audit.classes)} classes: {values}"
+            f"{value_hint(wrong, len(audit.classes), audit.question.ignore_value)}"
         )
-    elif facts.label_mode and not any(value < len(audit.classes) for value in facts.pixels):
+    elif facts.label_mode and not known - {audit.question.ignore_value} & {*facts.pixels}:
         audit.warnings.append(f"{record['sem_seg_file_name']}: no pixel has a class")
 
 
@@ -229,9 +252,10 @@ def _judge(audit: Audit, records: Records) -> None:
         audit.warnings.append(f"{without} of {len(records)} images have no label map")
     if not audit.classes:
         audit.faults.append(f"the data set {audit.name!r} names no classes (stuff_classes of its metadata)")
-    absent = [name for c, name in enumerate(audit.classes) if not audit.pixels[c]]
-    if absent and without < len(records):
-        audit.warnings.append(f"{len(absent)} classes have no pixel: {listing(absent, 6)}")
+    if audit.dark:
+        audit.warnings.append(
+            f"{len(audit.dark)} images of 16 bits are nearly black in 8 bits, the first is {audit.dark[0]}; scale them"
+        )
     if audit.label_modes["P"]:
         audit.warnings.append(
             f"{audit.label_modes['P']} label maps are palette images: their indices are read, not their colours"
@@ -242,6 +266,29 @@ def _judge(audit: Audit, records: Records) -> None:
             f"{sum(map(len, twins)) - len(twins)} images occur twice, the first is {twins[0][0]}, again as "
             f"{twins[0][1]}"
         )
+
+
+def judge_absent(audits: Sequence[Audit], training: Collection[str]) -> None:
+    """Add what is to be said about classes without a pixel, once every data set has been looked at.
+
+    A class that no data set of ``training`` (names) has is a fault of each of them: it cannot be learned. Elsewhere it is a
+    warning.
+    """
+    sets = [set(audit.absent()) for audit in audits if audit.name in training and audit.label_modes]
+    nowhere = set.intersection(*sets) if sets else set()
+    for audit in audits:
+        if not audit.label_modes.total() or audit.label_modes[""] == audit.label_modes.total():
+            continue  # no file could be read, or none has labels
+        absent = audit.absent()
+        hint = value_hint(audit.pixels, len(audit.classes), audit.question.ignore_value)
+        faults = [name for name in absent if name in nowhere and audit.name in training]
+        others = [name for name in absent if name not in faults]
+        if faults:
+            audit.faults.append(
+                f"{len(faults)} classes have no pixel in the training data: {listing(faults, 6)}{hint}"
+            )
+        if others:
+            audit.warnings.append(f"{len(others)} classes have no pixel: {listing(others, 6)}{hint}")
 
 
 def find_shared(audits: Sequence[Audit]) -> list[str]:

@@ -29,7 +29,7 @@ def _dataset(audit: Audit) -> dict[str, Any]:
             "name": name,
             "pixels": int(pixels),
             "share": float(pixels) / total,
-            "images": audit.images_with[number],
+            "images": audit.class_images(number),
             "windows": [
                 {
                     "window": window,
@@ -110,5 +110,5 @@ def _class_table(audit: Audit, purity: float) -> Iterator[str]:
         kept = audit.kept[:, index, number]
         yield (
             f"  {audit.classes[number]:{width}} {100 * pixels[number] / total:9.3f} "
-            f"{audit.images_with[int(number)]:7}" + "".join(f"{count:11,}" for count in kept.tolist())
+            f"{audit.class_images(int(number)):7}" + "".join(f"{count:11,}" for count in kept.tolist())
         )

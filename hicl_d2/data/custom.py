@@ -8,7 +8,7 @@ originals are never touched.
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,20 @@ from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.coco import draw_coco, read_coco
-from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES, folder_records
+from hicl_d2.data.datasets.folders import folder_records, read_list
 from hicl_d2.data.datasets.registry import Records, data_root, register_semantic
-from hicl_d2.data.formats import KINDS, Colour, ColourMap, guess_kind
+from hicl_d2.data.formats import KINDS, Colour, ColourMap
+from hicl_d2.data.label_maps import LabelReader, check_has_numbers, form_of, stored_ignore, value_table
 from hicl_d2.data.names import checked_name, checked_values, digest, file_stem
 from hicl_d2.data.prepare.plan import Item, Plan, carry_out, stamp_of
-from hicl_d2.reading import image_size
+from hicl_d2.reading import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size
 from hicl_d2.visualization.colours import palette
 
 logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 8
+# What becomes of images without a mask; the name of a class fills it.
+UNLABELLED = ("skip", "keep")
 # Keys of a block DATASETS.CUSTOM.<name>, and the argument that each stands for.
 KEYS = {
     "IMAGES": "image_dir",
@@ -44,8 +47,13 @@ KEYS = {
     "LABEL_ENDING": "label_ending",
     "BACKGROUND": "background",
     "CACHE": "cache_dir",
+    "LABEL_VALUES": "label_values",
+    "LIST": "list_file",
+    "UNLABELLED": "unlabelled",
 }
+# Names that were registered here, and those of them that a config registered.
 _ours: set[str] = set()
+_of_configs: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,9 @@ class _Source:
     label_ending: str
     background: int
     cache: Path
+    values: tuple[tuple[int, int], ...]
+    list_file: Path | None
+    unlabelled: str
 
 
 def register_semantic_dataset(
@@ -78,25 +89,36 @@ def register_semantic_dataset(
     label_ending: str = "",
     background: str = "",
     cache_dir: str | Path = "",
+    label_values: Mapping[int, str | None] | Sequence[int] = (),
+    list_file: str | Path = "",
+    unlabelled: str = "",
 ) -> None:
     """Register a data set of your own; no file is opened before it is used.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST; registering it again replaces it.
-        image_dir: folder of images (.jpg, .jpeg, .png), sub-folders included. Paths that are not absolute are
-            below $DETECTRON2_DATASETS.
-        label_dir: folder of PNG masks, of the images' names and sub-folders; or a COCO annotation file (.json).
+        image_dir: folder of images (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp), sub-folders included. Paths that are not
+            absolute are below $DETECTRON2_DATASETS.
+        label_dir: folder of masks (.png, .bmp, .tif, .tiff, lossless .webp), of the images' names and sub-folders; it may
+            be the images' own folder. Or a COCO annotation file (.json).
         classes: names of the classes, in the order of their numbers from 0.
-        ignore: the label of pixels without a class.
+        ignore: the label of pixels without a class. If it is below the number of classes, the classes are the other labels
+            in order: with 0, they are 1 to K.
         colours: (red, green, blue) of each class: for pictures, and for masks that hold colours.
         ignored_colours: colours of masks that are to be ignored.
-        label_format: "index" (8 or 16 bits, palette indices), "colour", "coco", or "auto": as the first mask looks.
+        label_format: "index" (8 or 16 bits, palette indices), "colour", "coco", or "auto": as each mask looks.
+            Where classes have colours, a palette is read by its colours unless they stand in the classes' order.
         image_ending: what images' names end in before the suffix and masks' names do not ("_leftImg8bit").
         label_ending: the same of masks ("_labels").
         background: with COCO, the class of pixels that no annotation covers; ignored if empty.
         cache_dir: folder for converted masks; beside ``label_dir`` if empty.
+        label_values: what masks hold in place of class numbers: {0: "back", 255: "thing"} (None: ignored), or the value of
+            each class in order.
+        list_file: text file with the names of the images to take, one a line, with or without suffix.
+        unlabelled: what becomes of images without a mask: "" refuses them, "skip" leaves them out, "keep" keeps them for
+            prediction, and the name of a class gives it to all their pixels.
 
-    Raises InputError for classes that are missing or named twice, an unknown format, colours that do not match
+    Raises InputError for classes that are missing or named twice, an unknown format, colours or values that do not match
     the classes, and a name that another data set has.
     """
     values = {argument: value for argument, value in locals().items() if argument != "name"}
@@ -132,6 +154,9 @@ def _source(
     label_ending: str,
     background: str,
     cache_dir: str,
+    label_values: Any,
+    list_file: str,
+    unlabelled: str,
 ) -> _Source:
     """Return what the arguments of `register_semantic_dataset`, each of its kind, say together."""
     if label_format not in ("auto", *KINDS):
@@ -147,6 +172,12 @@ def _source(
     root = data_root()
     labels = root / Path(label_dir).expanduser()
     form = "coco" if label_format == "auto" and labels.suffix.lower() == ".json" else label_format
+    values = value_table(name, label_values, classes, ignore)
+    has_values = bool(len(label_values))
+    _check_extras(name, form, has_values, list_file, unlabelled, classes)
+    if has_values and form == "auto":
+        form = "index"
+    ignore = stored_ignore(name, ignore, len(classes))
     beside = f"{labels.name}.classes"  # the whole name: v1.0 and v1.1 are two folders
     if cache_dir:
         cache = root / Path(cache_dir).expanduser() / f"{beside}.{digest(os.path.abspath(labels))}"
@@ -165,6 +196,9 @@ def _source(
         label_ending,
         classes.index(background) if background else ignore,
         cache,
+        tuple(values.items()),
+        root / Path(list_file).expanduser() if list_file else None,
+        unlabelled,
     )
 
 
@@ -183,6 +217,34 @@ def register_custom(cfg: CfgNode) -> None:
         arguments: dict[str, Any] = {KEYS[key]: value for key, value in block.items()}
         spelled = {argument: f"{place}.{key}" for key, argument in KEYS.items()}
         register_semantic_dataset(name, **checked_values(arguments, spelled.__getitem__))
+        _of_configs.add(name)
+
+
+def forget_custom() -> None:
+    """Take the data sets that configs registered out of the catalogues, so that the next config knows its own alone."""
+    for name in _of_configs & _ours:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    _ours.difference_update(_of_configs)
+    _of_configs.clear()
+
+
+def _check_extras(
+    name: str, form: str, has_values: bool, list_file: str, unlabelled: str, classes: Sequence[str]
+) -> None:
+    """Raise InputError for arguments that have no meaning together."""
+    if has_values and form in ("colour", "coco"):
+        raise InputError(
+            f"the data set {name!r}: LABEL_VALUES stands for values of grey masks, not for the format {form}"
+        )
+    if form == "coco" and (list_file or unlabelled):
+        raise InputError(
+            f"the data set {name!r}: LIST and UNLABELLED are for folders of masks; an annotation file names its images itself"
+        )
+    if unlabelled not in ("", *UNLABELLED, *classes):
+        raise InputError(
+            f"the data set {name!r}: UNLABELLED is {unlabelled!r}; it is {', '.join(UNLABELLED)} or the name of a class"
+        )
 
 
 def _load(source: _Source) -> Records:
@@ -195,37 +257,64 @@ def _load(source: _Source) -> Records:
         source.labels,
         "an image and a mask of one name",
         image_suffixes=IMAGE_SUFFIXES,
+        label_suffixes=LABEL_SUFFIXES,
         image_ending=source.image_ending,
         label_ending=source.label_ending,
+        chosen=read_list(source.name, source.list_file) if source.list_file else None,
+        unlabelled=bool(source.unlabelled),
+        leave=[source.cache],
     )
+    if source.unlabelled == "skip":
+        records = [record for record in records if "sem_seg_file_name" in record]
+    forms = [_form(source, record) for record in records]
+    first = next((record for record in records if "sem_seg_file_name" in record), None)
+    if source.form == "auto" and not source.colours and not source.values and first is not None:
+        check_has_numbers(Path(first["sem_seg_file_name"]))
+    if not any(forms):
+        return records
+    if source.form == "colour" and not source.colours:
+        raise InputError(f"the data set {source.name!r}: masks of colours need the classes' colours")
+    table = ColourMap(source.colours, source.ignored_colours, _byte(source)) if source.colours else None
+    reader = LabelReader(len(source.classes), _byte(source), dict(source.values), table)
+    cache = _cache(
+        source,
+        [
+            reader.num_classes,
+            source.colours,
+            source.ignored_colours,
+            source.ignore,
+            source.values,
+            source.form,
+        ],
+    )
+    result, items = [], []
+    for record, form in zip(records, forms, strict=True):
+        if form is None:
+            result.append(record)
+            continue
+        image = Path(record["file_name"])
+        label = Path(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else image
+        items.append(_item(source, cache, image, label, form))
+        result.append({**record, "sem_seg_file_name": str(items[-1].target)})
+    _convert(source, items, reader)
+    return result
+
+
+def _form(source: _Source, record: dict[str, Any]) -> tuple[str, int] | None:
+    """Return how the label map of a record is converted, and the class it is filled with; None where it stays as it is."""
+    if "sem_seg_file_name" not in record:
+        known = source.unlabelled in source.classes
+        return ("fill", source.classes.index(source.unlabelled)) if known else None
     form = source.form
     if form == "auto":
-        first = Path(records[0]["sem_seg_file_name"])
-        form = guess_kind(first, len(source.classes), source.ignore, bool(source.colours))
-    if form == "index":
-        return records
-    if not source.colours:
-        raise InputError(f"the data set {source.name!r}: masks of colours need the classes' colours")
-    table = ColourMap(source.colours, source.ignored_colours, _byte(source))
-    cache = _cache(source, [source.colours, source.ignored_colours, source.ignore])
-    items = [
-        _item(source, cache, Path(record["file_name"]), Path(record["sem_seg_file_name"]))
-        for record in records
-    ]
-    _convert(source, items, partial(_read_colours, table))
-    return [
-        {**record, "sem_seg_file_name": str(item.target)} for record, item in zip(records, items, strict=True)
-    ]
+        form = form_of(Path(record["sem_seg_file_name"]), source.colours) if source.colours else "index"
+    return None if form == "index" and not source.values else (form, 0)
 
 
 def _item(source: _Source, cache: Path, image: Path, labels: Path, content: Any = None) -> Item:
     """Return the conversion of ``labels`` into a file of ``cache`` that we name: no name of the data set leads out of it."""
     own = digest(os.path.relpath(image, source.images))
     return Item(labels, cache / f"{file_stem(image.stem)}.{own}.png", image, content, stamp=stamp_of(labels))
-
-
-def _read_colours(table: ColourMap, item: Item) -> np.ndarray:
-    return table.read(item.source)
 
 
 def _load_coco(source: _Source) -> Records:

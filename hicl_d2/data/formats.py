@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.reading import UNREADABLE
+from hicl_d2.reading import read_label_colours
 
 Colour = tuple[int, int, int]
 KINDS = ("index", "colour", "coco")
@@ -32,22 +31,22 @@ class ColourMap:
         self._codes = codes[order]
         self._numbers = np.array(numbers, dtype=np.uint8)[order]
 
-    def read(self, path: Path) -> np.ndarray:
-        """Return the class numbers (H, W), uint8, of an RGB or palette image.
+    def numbers(self, rgb: np.ndarray) -> np.ndarray:
+        """Return the class number of every colour (H, W, 3), uint8, as int16 (H, W); -1 for unknown ones."""
+        codes = _code(rgb)
+        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[place] == codes, self._numbers[place].astype(np.int16), np.int16(-1))
+
+    def read(self, path: Path, image: Path | None = None) -> np.ndarray:
+        """Return the class numbers (H, W), uint8, of an RGB or palette file, turned as its ``image`` file is.
 
         Raises InputError for a file that cannot be read, and for unknown colours: which, where, how many.
         """
-        try:
-            with Image.open(path) as image:
-                rgb = np.asarray(image.convert("RGB"))
-        except UNREADABLE as error:
-            raise InputError(
-                f"{path}: this label map cannot be read: {' '.join(str(error).split())}"
-            ) from None
-        codes = _code(rgb)
-        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        wrong = self._codes[place] != codes
+        rgb = read_label_colours(path, image)
+        numbers = self.numbers(rgb)
+        wrong = numbers < 0
         if wrong.any():
+            codes = _code(rgb)
             row, column = (int(axis[0]) for axis in wrong.nonzero())
             others = len(np.unique(codes[wrong])) - 1
             colour = tuple(rgb[row, column].tolist())
@@ -57,7 +56,7 @@ class ColourMap:
                 f"{path}: the colour {colour} at row {row}, column {column} ({same} pixels{more}) is no class's; add "
                 "it to the colours, or to the ignored ones"
             )
-        return self._numbers[place]
+        return numbers.astype(np.uint8)
 
 
 def _checked(colour: Sequence[int]) -> Colour:
@@ -70,26 +69,3 @@ def _code(rgb: np.ndarray) -> np.ndarray:
     """Return colours (..., 3) as one number each."""
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-
-
-def guess_kind(path: Path, num_classes: int, ignore_value: int, has_colours: bool) -> str:
-    """Return "index" or "colour" for the label files of which ``path`` is one.
-
-    A palette image is read by its indices unless colours are given and its indices are no classes.
-    Raises InputError for colours that nobody has said the meaning of.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.unique(np.asarray(image)) if mode == "P" else np.zeros(0)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: this label map cannot be read: {' '.join(str(error).split())}") from None
-    if mode in ("L", "I;16"):
-        return "index"
-    if mode == "P":
-        fits = bool(((values < num_classes) | (values == ignore_value)).all())
-        if fits or not has_colours:
-            return "index"
-    if has_colours:
-        return "colour"
-    raise InputError(f"{path} holds colours ({mode}); give the colours of the classes (colours, COLOURS)")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
@@ -72,11 +72,29 @@ class SemanticMapper:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Return the mapped copy of one record."""
         record = dict(record)
-        image, labels = self.read(record)
-        inputs = PictureInput(Picture(image, self.image_format), labels)
-        self.augmentations(inputs)
-        planes, labels = np.asarray(inputs.image).transpose(2, 0, 1), inputs.sem_seg
+        return self.transform(record, *self.read(record))
 
+    def transform(
+        self, record: dict[str, Any], image: Image.Image, labels: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Return the mapped copy of one record whose image and label map are decoded already.
+
+        Raises InputError with the image's name for a size that an augmentation makes nothing of.
+        """
+        inputs = PictureInput(Picture(image, self.image_format), labels)
+        try:
+            self.augmentations(inputs)
+            planes, labels = np.asarray(inputs.image).transpose(2, 0, 1), inputs.sem_seg
+        except (ValueError, ArithmeticError) as error:
+            raise InputError(
+                f"{record['file_name']}: an image of {image.height} x {image.width} cannot be resized or cropped as INPUT "
+                f"says ({one_line(error)})"
+            ) from error
+        if not planes.size:
+            raise InputError(
+                f"{record['file_name']}: nothing is left of an image of {image.height} x {image.width} after resizing and "
+                "cropping as INPUT says"
+            )
         mapped = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         mapped["image"] = torch.as_tensor(np.ascontiguousarray(self._pad(planes, PAD_VALUE)))
         if labels is not None:
@@ -107,7 +125,8 @@ class SemanticMapper:
             raise InputError(str(error)) from None
         if "sem_seg_file_name" not in record:
             return image, None
-        labels = read_labels(record["sem_seg_file_name"])
+        size = image.height, image.width
+        labels = read_labels(record["sem_seg_file_name"], record["file_name"], size)
         check_sizes(image, labels, record)
         check_labels(labels, self.num_classes, self.ignore_value, record["sem_seg_file_name"])
         if labels.dtype != np.uint8:

@@ -125,4 +125,6 @@ _KINDS: dict[str, Callable[[Any, str], Any]] = {
     "label_ending": _path,
     "background": _text,
     "cache_dir": _path,
+    "list_file": _path,
+    "unlabelled": _text,
 }

@@ -136,7 +136,12 @@ class PictureInput:
         self.sem_seg = labels
 
     def transform(self, transform: T.Transform) -> None:
-        """Apply ``transform`` to the image and the label map in place."""
+        """Apply ``transform`` to the image and the label map in place.
+
+        Raises ValueError for a resize that leaves nothing, as of a strip whose long side is held short.
+        """
+        if isinstance(transform, T.ResizeTransform) and min(transform.new_h, transform.new_w) < 1:
+            raise ValueError(f"{transform.new_h} x {transform.new_w} would be left")
         if isinstance(self.image, Picture) and isinstance(transform, T.ResizeTransform):
             self.image = self.image.resized((transform.new_h, transform.new_w), transform.interp)
         elif isinstance(transform, T.CropTransform):

@@ -3,16 +3,23 @@
 from collections.abc import Collection
 from typing import Any
 
-from hicl_d2.command.errors import InputError
+import numpy as np
+
+from hicl_d2.command.errors import InputError, listing
+from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.reading import image_size
+from hicl_d2.reading import image_size, label_size, read_labels, value_hint
 
 # Files of each data set that are read whole: the first, the last, and some between.
 SAMPLES = 4
+# Label maps that are read, at most, to see whether training has every class.
+LABEL_SAMPLES = 400
+# Keys of a record, ours and Detectron2's, that hold some truth.
+LABEL_KEYS = {"sem_seg_file_name", "pan_seg_file_name", "annotations", "instances"}
 
 CROP_TYPES = ("absolute", "absolute_range", "relative", "relative_range")
 
@@ -22,7 +29,8 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
 
     Raises InputError, in one line, for a key of INPUT that has no meaning, a name that is not registered, a
     root that is missing or empty, images without labels, a number of classes that is not the model's, an
-    ignored value that is not the model's, and a sample of the files that cannot be read or do not fit.
+    ignored value that is not the model's, and a sample of the files that cannot be read or do not fit. Of test images every
+    header is read: see :func:`test_image_sizes`.
     """
     register_custom(cfg)
     check_inputs(cfg)
@@ -33,19 +41,82 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
     for name in names:
         records = load_records(name)
         _check_metadata(name, cfg)
+        _check_labelled(name, records, cfg, train=train and name in cfg.DATASETS.TRAIN)
         for record in _samples(records):
             mapper.read(dict(record))
 
 
-def test_image_sizes(cfg: CfgNode) -> set[tuple[int, int]]:
-    """Return the (height, width) of the images of DATASETS.TEST, of a sample where the records do not say."""
-    sizes = set()
+def test_image_sizes(cfg: CfgNode) -> dict[tuple[int, int], str]:
+    """Return the (height, width) of all images of DATASETS.TEST, each with the first file that has it.
+
+    Only the beginning of each file is read. Raises InputError with the file for one that cannot be read, that INPUT resizes to
+    nothing, or whose label map has another size.
+    """
+    sizes: dict[tuple[int, int], str] = {}
     for name in cfg.DATASETS.TEST:
-        records = load_records(name)
-        known = all("height" in record and "width" in record for record in records)
-        for record in records if known else _samples(records):
-            sizes.add((record["height"], record["width"]) if known else image_size(record["file_name"]))
+        for record in load_records(name):
+            path = str(record["file_name"])
+            size = image_size(path)
+            _check_label_size(record, size)
+            if size not in sizes:
+                _check_resized(cfg, size, path)
+                sizes[size] = path
     return sizes
+
+
+def _check_label_size(record: dict[str, Any], size: tuple[int, int]) -> None:
+    """Raise InputError for a label map that does not fit its image, whichever of the two is turned."""
+    path = record.get("sem_seg_file_name")
+    if path is None:
+        return
+    found = label_size(path)
+    if sorted(found) != sorted(size):
+        raise InputError(
+            f"{record['file_name']} is {size[0]} x {size[1]}, but its label map {path} is {found[0]} x {found[1]}; height and "
+            "width must agree"
+        )
+
+
+def _check_resized(cfg: CfgNode, size: tuple[int, int], path: str) -> None:
+    shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    resized = T.ResizeShortestEdge.get_output_shape(*size, shortest, longest) if shortest else size
+    if min(resized) < 1:
+        raise InputError(
+            f"{path} is {size[0]} x {size[1]}, of which {resized[0]} x {resized[1]} would be left (INPUT.MIN_SIZE_TEST "
+            f"{shortest}, INPUT.MAX_SIZE_TEST {longest}); take the image out or raise MAX_SIZE_TEST"
+        )
+
+
+def unseen_classes(cfg: CfgNode) -> str:
+    """Return a warning about classes without a pixel in the training data; "" if all have some.
+
+    Label maps are read until every class has been seen, at most LABEL_SAMPLES of them, evenly spaced: of a large
+    data set, absence from the sample is no proof, and the warning says how many were read.
+    """
+    head = cfg.MODEL.SEM_SEG_HEAD
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
+    records = [record for record in records if "sem_seg_file_name" in record]
+    step = -(-len(records) // LABEL_SAMPLES)
+    some = records[:: max(step, 1)]
+    wanted = {number for number in range(head.NUM_CLASSES) if number != head.IGNORE_VALUE}
+    seen: set[int] = set()
+    for record in some:
+        if wanted <= seen:
+            return ""
+        seen |= {*np.unique(read_labels(record["sem_seg_file_name"])).tolist()}
+    absent = sorted(wanted - seen)
+    if not absent or not some:
+        return ""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("stuff_classes") or range(head.NUM_CLASSES)
+    where = (
+        "the training data"
+        if step <= 1
+        else f"the {len(some)} of {len(records)} training label maps looked at"
+    )
+    is_are = f"class {names[absent[0]]!r} has" if len(absent) == 1 else f"{len(absent)} classes have"
+    which = "" if len(absent) == 1 else f": {listing([str(names[number]) for number in absent], 6)}"
+    hint = value_hint(seen, head.NUM_CLASSES, head.IGNORE_VALUE)
+    return f"{is_are} no pixel in {where}{which}{hint}; check_dataset.py counts all"
 
 
 def check_inputs(cfg: CfgNode) -> None:
@@ -106,6 +177,21 @@ def _check_metadata(name: str, cfg: CfgNode) -> None:
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
         head.IGNORE_VALUE,
     )
+
+
+def _check_labelled(name: str, records: Records, cfg: CfgNode, *, train: bool) -> None:
+    """Raise InputError for images without a label map where they would end a training or an evaluation."""
+    without = [record for record in records if not LABEL_KEYS & {*record}]
+    if without and (train or not cfg.TEST.SUBMISSION):
+        cure = (
+            "leave them out (UNLABELLED: skip)"
+            if train
+            else "leave them out, or predict alone (TEST.SUBMISSION True)"
+        )
+        raise InputError(
+            f"the data set {name!r}: {len(without)} of {len(records)} images have no label map, the first is "
+            f"{without[0]['file_name']}; {cure}"
+        )
 
 
 def _check_equal(name: str, what: str, found: Any, key: str, wanted: Any) -> None:

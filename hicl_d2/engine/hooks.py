@@ -26,9 +26,9 @@ TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 class MetricsFile(EventWriter):
-    """``metrics.json`` as Detectron2 writes it, with every iteration once, also after a resume.
+    """Writer of ``metrics.json`` in Detectron2's format, with no iteration twice after a resume.
 
-    Nothing is touched before :meth:`start`.
+    The file is neither created nor changed before :meth:`start`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,14 +36,14 @@ class MetricsFile(EventWriter):
         self.last_written = -1
 
     def start(self, start_iter: int) -> None:
-        """Keep the lines of the iterations before ``start_iter``; those after it will be written again."""
+        """Remove the lines from ``start_iter`` on: training writes them again."""
         kept = [line for line in self._lines() if line["iteration"] < start_iter]
         self.last_written = max((line["iteration"] for line in kept), default=-1)
         with atomic_open(self.path) as stream:
             stream.writelines(_json_line(line) for line in kept)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Return the lines that are whole; the last one is not if the process was killed while it wrote."""
+        """Return the complete lines; if the process was killed while writing, the last one is not."""
         if not self.path.exists():
             return []
         found = []
@@ -61,10 +61,10 @@ class MetricsFile(EventWriter):
         return any(line["iteration"] == iteration and name in line for line in self._lines())
 
     def write(self) -> None:
-        """Append the scalars of the iterations since the last call, a line each; all of them or none.
+        """Append a line for each iteration since the last call; all lines are written, or none.
 
-        Detectron2 writes the newest value of each scalar. Here the figures of an evaluation are written all,
-        also when there were several since the last call.
+        As in Detectron2, a line has the newest value of each scalar. The figures of evaluations are all written, even if
+        there were several evaluations since the last call.
         """
         lines: dict[int, dict[str, float]] = defaultdict(dict)
         storage = get_event_storage()
@@ -90,7 +90,7 @@ class MetricsFile(EventWriter):
         self.last_written = max(lines)
 
     def _evaluated(self, storage: Any) -> list[str]:
-        """Return the figures of evaluations and of the branch: named below a slash, and not smoothed."""
+        """Return the names of the figures of evaluations and of the branch: with a slash, and not smoothed."""
         return [name for name, smooth in storage.smoothing_hints().items() if "/" in name and not smooth]
 
 
@@ -99,7 +99,7 @@ def _json_line(line: Mapping[str, Any]) -> str:
 
 
 class RecentEvents(HookBase):
-    """Keep the newest scalars in the checkpoint: medians after a resume are those of the undisturbed run."""
+    """Save the newest scalars in checkpoints, so that medians after a resume equal those of an uninterrupted run."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def _recent(values: Sequence[tuple[float, float]]) -> list[list[float]]:
 
 
 class Stopwatch(HookBase):
-    """Add up where the time of a run goes, over all its resumes: steps, evaluation, everything."""
+    """Measure the seconds spent in steps, in evaluation and in total, summed over all resumes of a run."""
 
     def __init__(self) -> None:
         self.before = {"total": 0.0, "steps": 0.0, "evaluation": 0.0, "iterations": 0}
@@ -173,9 +173,9 @@ class Stopwatch(HookBase):
 
 
 class StepBoundary(HookBase):
-    """Let a signal wait for the end of the iteration, save a checkpoint then, and stop.
+    """Defer signals to the end of the iteration, and raise Interrupted there; :meth:`save` then saves a checkpoint.
 
-    Register it right after the periodic checkpoints: what comes later may take long and can be done again.
+    Register it right after the periodic checkpoints: later hooks may take long, and are repeated on resume.
     """
 
     def __init__(self, checkpointer: Checkpoints) -> None:
@@ -193,7 +193,7 @@ class StepBoundary(HookBase):
             raise interrupts.Interrupted(signum)
 
     def save(self) -> None:
-        """Save a checkpoint of the iteration that is done, unless there is one or none is done."""
+        """Save a checkpoint of the last complete iteration, unless there is one already."""
         iteration = self.trainer.iter
         if (
             self.is_between_steps
@@ -205,23 +205,23 @@ class StepBoundary(HookBase):
 
 
 class CatchUp(HookBase):
-    """Do on resume what was due after the checkpoint and was not done: an evaluation, a line of metrics, the
+    """On resume, do what was due after the checkpoint's iteration and is missing: an evaluation, a line of metrics, the
     final checkpoint.
     """
 
     def __init__(
         self,
         checkpointer: Checkpoints,
-        judges: Sequence[Any],
+        evaluations: Sequence[Any],
         metrics: MetricsFile,
         period: int,
         name: str,
     ) -> None:
-        """``judges``: the hooks that evaluate; ``period``: TEST.EVAL_PERIOD; ``name``: a scalar that every
-        evaluation gives, by which one that was done is recognised.
+        """``evaluations``: the hooks that evaluate and use the result; ``period``: TEST.EVAL_PERIOD; ``name``: a scalar
+        that every evaluation puts, which shows that it was done.
         """
         self._checkpointer = checkpointer
-        self._judges = judges
+        self._evaluations = evaluations
         self._metrics = metrics
         self._period = period
         self._name = name
@@ -237,12 +237,12 @@ class CatchUp(HookBase):
             return
         is_due = self._period > 0 and done % self._period == 0
         if is_due and not comm.all_gather(self._is_known(done - 1))[0]:
-            self._after(done - 1, self._judges)
+            self._after(done - 1, self._evaluations)
         if main and done % WRITE_PERIOD == 0 and self._metrics.last_written < done - 1:
             self._metrics.write()
 
     def _save_final(self, iteration: int) -> None:
-        """Save the checkpoint that comes after the last iteration, unless it is what the run goes on from."""
+        """Save the final checkpoint, unless the run was resumed from it."""
         resumed = self._checkpointer.resumed
         if resumed is None or resumed.stem != FINAL:
             self.trainer.iter = iteration
@@ -250,27 +250,27 @@ class CatchUp(HookBase):
             self.trainer.iter = iteration + 1
 
     def _is_known(self, iteration: int) -> bool:
-        """Return whether the evaluation after ``iteration`` is in the checkpoint or in the file."""
+        """Return whether the figures of the evaluation after ``iteration`` are in the checkpoint or in the file."""
         _, newest = self.trainer.storage.latest().get(self._name, (None, -1))
         return newest == iteration or self._metrics.has(iteration, self._name)
 
-    def _after(self, iteration: int, judges: Sequence[Any]) -> None:
-        """Evaluate as if ``iteration`` had just been done."""
+    def _after(self, iteration: int, hooks: Sequence[Any]) -> None:
+        """Call ``hooks`` as they are called after ``iteration``."""
         trainer = self.trainer
         trainer.iter = trainer.storage.iter = iteration
-        for hook in judges:
+        for hook in hooks:
             hook.after_step()
         trainer.iter = trainer.storage.iter = iteration + 1
 
 
 class BestCheckpoint(HookBase):
-    """Keep the best weights by one metric in ``model_best.pth``; what was best is remembered over a resume.
+    """Save the weights with the highest value of one metric in ``model_best.pth``; a resumed run keeps the best so far.
 
     Register it after the evaluation.
     """
 
     def __init__(self, checkpointer: Checkpoints, name: str, period: int) -> None:
-        """``name``: the scalar that is to be large; ``period``: TEST.EVAL_PERIOD."""
+        """``name``: the scalar to maximise; ``period``: TEST.EVAL_PERIOD."""
         self._checkpointer = checkpointer
         self._name = name
         self._period = period

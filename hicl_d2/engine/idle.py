@@ -1,4 +1,4 @@
-"""A warning when the branch has nothing to contrast: such a run would pass for Hi-CL and train the plain model."""
+"""A warning when the branch finds nothing to contrast, so that the run trains the base model alone."""
 
 import logging
 
@@ -10,13 +10,14 @@ logger = logging.getLogger(__name__)
 LOSS = "hicl/loss"
 KEPT = "kept"
 DROPPED = ("pruned_coverage", "pruned_purity", "pruned_confidence")
-ENTRIES = 5  # of the branch's diagnostics, one after the other
+ENTRIES = 5  # consecutive diagnostics
 
 
 class IdleBranch(HookBase):
-    """Warn, once in a process, when the contrast was 0 in ``ENTRIES`` of its diagnostics (MODEL.HICL.LOG_PERIOD) running.
+    """Warn once per process when the contrast was 0 in ``ENTRIES`` consecutive diagnostics.
 
-    Register it on the main process, whose part of the batch the diagnostics describe.
+    The branch logs its diagnostics every MODEL.HICL.LOG_PERIOD iterations. Register this on the main process: the
+    diagnostics describe its part of the batch.
     """
 
     def __init__(self) -> None:

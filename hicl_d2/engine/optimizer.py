@@ -42,8 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of equal learning rate and weight decay.
 
-    As Detectron2's, with SOLVER.BACKBONE_MULTIPLIER times the learning rate below any module called
-    ``backbone``, SOLVER.WEIGHT_DECAY_EMBED on embeddings and no weight decay on position offsets.
+    As Detectron2's, with SOLVER.BACKBONE_MULTIPLIER times the learning rate below any module called ``backbone`` (or one
+    of the model's ``backbone_names``), SOLVER.WEIGHT_DECAY_EMBED on embeddings and no weight decay on position offsets.
     """
     settings = cfg.SOLVER
     factor = settings.get("BACKBONE_MULTIPLIER", 1.0)
@@ -52,6 +52,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             f"SOLVER.BACKBONE_MULTIPLIER is {factor} and SOLVER.BIAS_LR_FACTOR {settings.BIAS_LR_FACTOR}; "
             "both set the learning rate of the backbone's biases, so leave one of them at 1.0"
         )
+    backbones = set(getattr(model, "backbone_names", ("backbone",)))
     groups = solver.get_default_optimizer_params(
         model,
         base_lr=settings.BASE_LR,
@@ -59,7 +60,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         weight_decay_norm=settings.WEIGHT_DECAY_NORM,
         bias_lr_factor=settings.BIAS_LR_FACTOR,
         weight_decay_bias=settings.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factor if "backbone" in name.split(".") else 1.0,
+        lr_factor_func=lambda name: factor if backbones & set(name.split(".")) else 1.0,
         overrides={name: {"weight_decay": 0.0} for name in _POSITIONS},
     )
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}

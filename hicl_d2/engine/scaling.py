@@ -1,11 +1,10 @@
-"""A recipe made for some number of processes, on the number that there is."""
+"""Scaling a recipe from the number of processes that it was made for to the number at hand."""
 
 import logging
 
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.engine import DefaultTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +18,11 @@ SCALED = (
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
-    """Return ``cfg`` for ``processes``, made from SOLVER.REFERENCE_WORLD_SIZE of them (0: as it is), and say what changed.
+    """Scale ``cfg`` from SOLVER.REFERENCE_WORLD_SIZE processes (0: leave it as it is) to ``processes``, and log the changes.
 
-    With SOLVER.SCALE_BY "rule", Detectron2's linear rule: batch and learning rate follow the number of processes,
-    iterations and periods go against it, the ramp of the branch among them. With "accumulate", fewer processes work
-    through the same batch in parts, and all else stays.
+    With SOLVER.SCALE_BY "rule", batch and learning rate are multiplied by the ratio of processes; iterations and periods,
+    among them the ramp of the branch, are divided by it (see :func:`_by_rule`). With "accumulate", fewer processes
+    process the same batch in parts, and nothing else changes.
     Raises InputError for a batch or a reference that cannot be divided so.
     """
     scaled = _scaled(cfg, processes)
@@ -42,9 +41,9 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
 
 
 def same_schedule(cfg: CfgNode, some: int, others: int) -> bool:
-    """Return whether ``cfg`` means the same batches, rates and iterations on ``some`` processes and on ``others``.
+    """Return whether ``cfg`` has the same batches, learning rates and iterations on ``some`` processes and on ``others``.
 
-    How a batch is worked through, at once or in parts, may differ.
+    The number of parts in which a batch is processed may differ.
     """
     keys = [key for key in SCALED if key != "SOLVER.ACCUMULATE"]
     first, second = (_scaled(cfg, processes) for processes in (some, others))
@@ -74,14 +73,24 @@ def _value(cfg: CfgNode, key: str) -> object:
 
 
 def _by_rule(cfg: CfgNode, processes: int) -> CfgNode:
-    """Apply Detectron2's rule, and to the ramp of the branch what it does to the other iterations."""
-    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
-    frozen = scaled.is_frozen()
+    """Apply the linear scaling rule, with the figures of Detectron2's ``DefaultTrainer.auto_scale_workers``.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD", https://arxiv.org/abs/1706.02677.
+    """
+    scaled = cfg.clone()
     scaled.defrost()
+    solver, ratio = scaled.SOLVER, processes / cfg.SOLVER.REFERENCE_WORLD_SIZE
+    solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * ratio)
+    solver.BASE_LR *= ratio
+    for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+        solver[key] = round(solver[key] / ratio)
+    solver.STEPS = tuple(round(step / ratio) for step in solver.STEPS)
+    scaled.TEST.EVAL_PERIOD = round(scaled.TEST.EVAL_PERIOD / ratio)
     scaled.MODEL.HICL.WARMUP_ITERS = round(
         cfg.MODEL.HICL.WARMUP_ITERS * cfg.SOLVER.REFERENCE_WORLD_SIZE / processes
     )
-    if frozen:
+    solver.REFERENCE_WORLD_SIZE = processes
+    if cfg.is_frozen():
         scaled.freeze()
     return scaled
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from torch.nn.utils import get_total_norm
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_open
-from hicl_d2.d2.engine import SimpleTrainer
-from hicl_d2.d2.utils import comm, seed_all_rng
+from hicl_d2.d2.utils import comm, get_event_storage, seed_all_rng
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +30,12 @@ class NonFiniteLossError(InputError, FloatingPointError):
     """Raised when a loss or a gradient is NaN or infinite; names the term, the iteration and the images."""
 
 
-class StepTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer with mixed precision in float16 or bfloat16 on any device.
+class StepTrainer:
+    """One model, one loader, one optimizer, and the step that trains them; ``iter`` is the iteration of the next step.
 
-    All that is drawn at random in a step (dropout, say) depends on seed, iteration and rank alone, so a
-    resumed run draws what the undisturbed one would have drawn, and so does a model with a branch that draws
-    numbers of its own.
+    The random state is set at the start of every step from seed, iteration and rank. A resumed run therefore draws
+    the same numbers as one that was not interrupted, and a model draws the same numbers with and without a branch that
+    draws some of its own.
     """
 
     def __init__(
@@ -51,19 +50,26 @@ class StepTrainer(SimpleTrainer):
         nonfinite_limit: int = 0,
         nonfinite_folder: str | Path | None = None,
     ) -> None:
-        """Make the trainer.
+        """Put the model into training mode.
 
         Args:
             model: returns a loss or a dict of losses (0-d) for a batch.
-            data_loader: gives lists of records.
-            optimizer: updates the model.
-            seed: of all that a step draws.
-            precision: torch.float16 (with a gradient scaler), torch.bfloat16 (without), or None: full.
-            accumulate: equal parts in which a batch is worked through; their mean loss is trained.
-            nonfinite_limit: steps with a loss or gradient that is not finite that are skipped; the next raises.
+            data_loader: yields lists of records; its iterator is made at the first step.
+            optimizer: of the model's parameters.
+            seed: of the random state of every step.
+            precision: of autocast, on any device: torch.float16 (with a gradient scaler), torch.bfloat16, or None for
+                full precision.
+            accumulate: number of equal parts in which a batch is processed; their mean loss is trained.
+            nonfinite_limit: number of steps that are skipped because a loss or a gradient is NaN or infinite; the
+                next such step raises.
             nonfinite_folder: where the batches of such steps are saved; None saves none.
         """
-        super().__init__(model, data_loader, optimizer)
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.iter = 0
+        self._batches: Iterator[Any] | None = None
         self.seed = seed
         self.precision = precision
         self.device_type = next(model.parameters()).device.type
@@ -79,24 +85,25 @@ class StepTrainer(SimpleTrainer):
             raise RuntimeError("the model is in eval mode in a training step")
         seed_all(self.seed, self.iter, comm.get_rank())
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        data = next(self._batches)
         data_time = time.perf_counter() - start
-        # What a forward pass writes into norms and banks is taken back when its step is skipped.
+        # Snapshot the buffers (norm statistics, banks) so that a skipped step can restore them.
         before = [buffer.clone() for buffer in self.model.buffers()] if self.nonfinite_limit else []
         self.optimizer.zero_grad()
         losses = self._losses_and_gradients(data)
-        self.after_backward()
         figures = on_cpu({**losses, **self._largest_gradient()})
         if self._is_bad_anywhere(figures):
             self._skip_or_raise(figures, data, before)
             return
         figures.pop(GRADIENT, None)
-        self._write_metrics(figures, data_time)
+        self._log(figures, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _losses_and_gradients(self, data: Any) -> dict[str, Tensor]:
-        """Return the losses, averaged over the parts of the batch, after adding up their gradients."""
+        """Run forward and backward on each part of the batch, and return the losses averaged over the parts."""
         parts = _parts(data, self.accumulate)
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
@@ -114,7 +121,7 @@ class StepTrainer(SimpleTrainer):
         return sums
 
     def _without_exchange(self) -> AbstractContextManager[Any]:
-        """Leave the gradients of a part on this process: those of the last part are exchanged with them."""
+        """Accumulate gradients without all-reduce; the last part's backward pass reduces the sum."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -123,14 +130,14 @@ class StepTrainer(SimpleTrainer):
         return torch.autocast(self.device_type, dtype=self.precision)
 
     def _largest_gradient(self) -> dict[str, Tensor]:
-        """Return the largest gradient by magnitude; nothing where a scaler looks after what overflows."""
+        """Return the largest gradient by magnitude; nothing in float16, where the scaler handles overflow."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.grad_scaler.is_enabled() or not gradients:
             return {}
         return {GRADIENT: get_total_norm(gradients, norm_type=math.inf)}
 
     def _is_bad_anywhere(self, figures: Mapping[str, Tensor]) -> bool:
-        """Return whether a figure is not finite on any process; all of them get the same answer."""
+        """Return, the same on every process, whether a figure is NaN or infinite on any of them."""
         bad = float(bool(_bad(figures)))
         if comm.get_world_size() == 1:
             return bool(bad)
@@ -139,13 +146,13 @@ class StepTrainer(SimpleTrainer):
         return bool(flag.item())
 
     def _skip_or_raise(self, figures: Mapping[str, Tensor], data: Any, before: list[Tensor]) -> None:
-        """Save the batch, then leave the model as it was before the step, or raise when it is enough."""
+        """Save the batch; then restore the buffers to ``before``, or raise if the limit is reached."""
         own = _bad(figures)
-        # The gradients of all processes are one sum: a bad one is the fault of those whose losses are bad, if any.
+        # Gradients are summed over processes: a bad one comes from the processes whose losses are bad, if there are any.
         has_bad_loss = bool(own) and GRADIENT not in own
         is_mine = has_bad_loss if any(comm.all_gather(has_bad_loss)) else bool(own)
         report = self._report(figures, data) + self._save_batch(figures, data) if is_mine else ""
-        # What one process gathers from another may spoil its loss too: the cause is where most terms are bad.
+        # The contrast gathers embeddings, so one process's NaN can spread: report the process with the most bad terms.
         _, report = max(comm.all_gather((len(own) if is_mine else 0, report)), key=lambda found: found[0])
         if self.skipped >= self.nonfinite_limit:
             so_far = f"after {self.skipped} that were skipped; " if self.skipped else ""
@@ -165,7 +172,7 @@ class StepTrainer(SimpleTrainer):
         return f"{terms} at iteration {self.iter} (images: {', '.join(_files(data))})"
 
     def _save_batch(self, figures: Mapping[str, Tensor], data: Any) -> str:
-        """Save what is needed to do the step again, and return where, in words."""
+        """Save what repeats the step, and return the end of the report that names the file."""
         if self.nonfinite_folder is None:
             return ""
         folder, rank = Path(self.nonfinite_folder), comm.get_rank()
@@ -182,20 +189,40 @@ class StepTrainer(SimpleTrainer):
             torch.save(content, stream)
         return f", saved in {path}"
 
+    def _log(self, losses: Mapping[str, Tensor], data_time: float) -> None:
+        """Put losses averaged over processes, their total and the longest data time into the main process's storage."""
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
+        everyone = comm.gather(({name: loss.item() for name, loss in losses.items()}, data_time))
+        if not comm.is_main_process():
+            return
+        storage.put_scalar("data_time", max(seconds for _, seconds in everyone), cur_iter=self.iter)
+        means = {name: sum(own[name] for own, _ in everyone) / len(everyone) for name in losses}
+        storage.put_scalar("total_loss", sum(means.values()), cur_iter=self.iter)
+        if len(means) > 1:
+            storage.put_scalars(cur_iter=self.iter, **means)
+
     def state_dict(self) -> dict[str, Any]:
+        """Return iteration and optimizer as Detectron2's SimpleTrainer does, and the gradient scaler if there is one."""
+        state = {"iteration": self.iter, "optimizer": self.optimizer.state_dict()}
         scaler = self.grad_scaler.state_dict()
-        skipped = {"skipped": self.skipped} if self.skipped else {}
-        return {**super().state_dict(), **({"grad_scaler": scaler} if scaler else {}), **skipped}
+        return (
+            state
+            | ({"grad_scaler": scaler} if scaler else {})
+            | ({"skipped": self.skipped} if self.skipped else {})
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Restore what :meth:`state_dict` returned; a state in another precision is accepted."""
+        self.iter = state_dict["iteration"]
+        self.optimizer.load_state_dict(state_dict["optimizer"])
         self.skipped = state_dict.get("skipped", 0)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def _parts(data: Any, count: int) -> list[Any]:
-    """Return a batch in ``count`` parts of equal size, in order."""
+    """Split a batch into ``count`` parts of equal size, in order. Raises InputError if they would not be equal."""
     if count == 1:
         return [data]
     size, rest = divmod(len(data), count)
@@ -207,13 +234,13 @@ def _parts(data: Any, count: int) -> list[Any]:
 
 
 def _bad(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the figures that are not finite; a loss that is not explains the gradient."""
+    """Return the figures that are NaN or infinite; the gradient only if no loss is."""
     bad = {name: value.item() for name, value in figures.items() if not math.isfinite(value.item())}
     return {name: value for name, value in bad.items() if name != GRADIENT or len(bad) == 1}
 
 
 def on_cpu(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the losses (0-d) detached, float32, on the CPU, with one transfer for all of them."""
+    """Detach the losses (0-d) and move them to the CPU as float32, in one transfer."""
     if not losses:
         return {}
     values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()

@@ -1,23 +1,25 @@
-"""The trainer: Detectron2's DefaultTrainer with exact resume, atomic files, bfloat16, one stream per seed."""
+"""The trainer: Detectron2's training loop with exact resume, atomic files, bfloat16 and one data stream per seed."""
 
 import logging
 import os
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-import hicl_d2.modeling  # noqa: F401 - registers the project's models
-from hicl_d2.command.console import counter
+import hicl_d2.modeling.models  # noqa: F401 - registers the project's models
+from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.interrupts import Interrupted
+from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from hicl_d2.d2.engine import TrainerBase, hooks
 from hicl_d2.d2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.d2.utils import CommonMetricPrinter, EventWriter, TensorboardXWriter, comm
@@ -38,6 +40,7 @@ from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.evaluation import build_evaluator, for_testing
+from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
 
 logger = logging.getLogger(__name__)
@@ -45,20 +48,19 @@ logger = logging.getLogger(__name__)
 MAIN_METRIC = "sem_seg/mIoU"
 
 
-class Trainer(DefaultTrainer):
-    """Train and evaluate the model of a config, under either runtime.
+class Trainer(TrainerBase):
+    """Train and evaluate the model of a config, under either runtime; override a ``build_*`` class method to change one part.
 
-    Nothing is written before :meth:`train`: building, loading weights and all that can fail on the user's
-    input come first. SOLVER.AMP.DTYPE chooses the precision; cfg.SEED must be 0 or more
-    (:func:`hicl_d2.run.setup.resolve` draws one).
+    Nothing is written before :meth:`train`: building the parts and loading weights, which can fail on the user's input,
+    come first. SOLVER.AMP.DTYPE chooses the precision; cfg.SEED must be 0 or more (:func:`hicl_d2.run.setup.resolve`
+    draws one).
     """
 
     iter: int
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's: it writes at once, puts DistributedDataParallel on GPUs alone, and knows
-        # float16 alone.
-        TrainerBase.__init__(self)
+        super().__init__()
+        console.silence(not comm.is_main_process())
         cfg = scale_to_processes(cfg, comm.get_world_size())
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -66,8 +68,10 @@ class Trainer(DefaultTrainer):
         self.parameters = count_parameters(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        if comm.get_world_size() > 1:
+            device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+            model = DistributedDataParallel(model, broadcast_buffers=False, device_ids=device_ids)
+        self.model, self.optimizer, self.data_loader = model, optimizer, data_loader
         precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = StepTrainer(
             model,
@@ -87,7 +91,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on after the last checkpoint if ``resume`` and there is one, else start from MODEL.WEIGHTS.
+        """Continue after the last checkpoint if ``resume`` and there is one, else start from MODEL.WEIGHTS.
 
         Raises InputError for a checkpoint or weights of another model.
         """
@@ -99,7 +103,7 @@ class Trainer(DefaultTrainer):
         self.data_loader.start_iteration = self.start_iter
 
     def build_hooks(self) -> list[Any]:
-        """Return the hooks in Detectron2's order: what changes, saves, judges the model, then what writes."""
+        """Return the hooks in Detectron2's order: those that change, save and evaluate the model, then those that write."""
         cfg = self.cfg
         period = cfg.TEST.EVAL_PERIOD
         metric = f"{cfg.DATASETS.TEST[0]}/{MAIN_METRIC}" if len(cfg.DATASETS.TEST) > 1 else MAIN_METRIC
@@ -133,6 +137,10 @@ class Trainer(DefaultTrainer):
         ]
 
     def _build_precise_bn(self) -> Any:
+        if not USES_DETECTRON2:
+            raise InputError(
+                f"TEST.PRECISE_BN.ENABLED: this needs Detectron2; to install it see {INSTALL_GUIDE}"
+            )
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -140,17 +148,17 @@ class Trainer(DefaultTrainer):
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
-        """Return the writers of the log, metrics.json and TensorBoard; none makes a file before it writes."""
+        """Return the writers of the log, metrics.json and TensorBoard; none creates its file before the first write."""
         return [CommonMetricPrinter(self.max_iter), self._metrics, TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
     def train(self) -> dict[str, Any]:
         """Train, and return the results of the last evaluation (empty without DATASETS.TEST).
 
-        Whatever ends the training between two iterations (a signal, an image of the test set that cannot be
-        read) leaves a checkpoint of the last one; a full disk does not.
+        If a signal or an error (a test image that cannot be read, say) ends the training between two iterations, a
+        checkpoint of the last iteration is saved first. An OSError, such as that of a full disk, is raised at once.
         """
         try:
-            TrainerBase.train(self, self.start_iter, self.max_iter)
+            super().train(self.start_iter, self.max_iter)
         except OSError:
             raise
         except (Exception, Interrupted):
@@ -158,12 +166,23 @@ class Trainer(DefaultTrainer):
             raise
         return self._last_eval_results
 
+    def run_step(self) -> None:
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the training, in the format of Detectron2's DefaultTrainer."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     def after_train(self) -> None:
-        """Call the hooks if all iterations are done; after an error or a signal just close what is open."""
+        """Call the hooks if all iterations are done; after an error or a signal only close the writers."""
         if self.iter >= self.max_iter:
-            self.iter = (
-                self.max_iter
-            )  # also when a finished training was resumed and there was nothing to iterate
+            # Without an iteration to do, as after the resume of a finished training, the loop ends one higher.
+            self.iter = self.max_iter
             super().after_train()
         else:
             for writer in self._writers:
@@ -176,7 +195,7 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the figures of the last evaluation, on one level."""
+        """Return the figures of the last evaluation as one flat dictionary."""
         return flat(self._last_eval_results)
 
     @classmethod
@@ -217,11 +236,16 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: Sequence[DatasetEvaluator] | DatasetEvaluator | None = None,
     ) -> dict[str, Any]:
-        """Evaluate as Detectron2's ``test`` does, with progress on the console."""
+        """Evaluate ``model`` on each of DATASETS.TEST, with progress on the console.
+
+        ``evaluators`` has one per data set; without it :meth:`build_evaluator` makes them. Return the results of the
+        one data set, or a dict of results by data set.
+        """
+        console.silence(not comm.is_main_process())
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()
-        model = for_testing(cfg, model)
+        model = Named(for_testing(cfg, model))
         for position, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[position] if evaluators else cls.build_evaluator(cfg, name)
@@ -234,6 +258,6 @@ class Trainer(DefaultTrainer):
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Return how many parameters the model has at inference, and how many the branch adds in training."""
+    """Return the number of parameters of the model at inference, and of the branch, which exists in training alone."""
     branch = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hicl."))
     return {"model": sum(p.numel() for p in model.parameters()) - branch, "branch": branch}

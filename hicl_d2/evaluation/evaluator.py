@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluator
@@ -123,10 +124,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                 self.writer.write(record, prediction.cpu().numpy())
             path = self._truth_file(record)
             if path is not None:
-                self._count(path, prediction)
+                self._count(path, record, prediction)
 
-    def _count(self, path: str, prediction: Tensor) -> None:
-        labels = read_labels(path)
+    def _count(self, path: str, record: dict[str, Any], prediction: Tensor) -> None:
+        labels = read_labels(path, record.get("file_name"), (prediction.shape[0], prediction.shape[1]))
         # A copy: what Pillow gives may not be written to, which torch warns of. It has no arithmetic of 16 bits.
         truth = torch.from_numpy(labels.astype(np.uint8 if labels.dtype == np.uint8 else np.int64))
         if truth.shape != prediction.shape:
@@ -236,19 +237,14 @@ def _per_class(metric: str, names: Sequence[str], scores: Tensor) -> dict[str, f
 
 
 def _write_counts(path: Path, counts: Tensor, names: Sequence[str]) -> None:
-    """Write the matrix as CSV, a row per true class and a column per predicted one, all at once or not at
-    all.
-    """
+    """Write the matrix as CSV, a row per true class and a column per predicted one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_open(path) as file:
         writer = csv.writer(file)
         writer.writerow(["true class", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-    unfinished.replace(path)
 
 
 def _write_picture(path: Path, counts: Tensor, names: Sequence[str]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    draw_confusion(counts.cpu().numpy(), names).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with atomic_open(path, "wb") as stream:
+        draw_confusion(counts.cpu().numpy(), names).save(stream, format="PNG")

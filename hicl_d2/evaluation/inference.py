@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.mask_former.check import MASK_FORMERS
+from hicl_d2.modeling.settings import base_architecture
 from hicl_d2.reading import read_image
 
 # Windows that go through the model together.
 WINDOWS_AT_ONCE = 4
 # What an image smaller than a window is padded with: a middle grey, as in training.
 PADDING = 128
+# Key of a record: the decoded image (H, W, 3), uint8, RGB, where whoever mapped it keeps it.
+DECODED = "decoded"
 
 
 def for_testing(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -29,13 +33,16 @@ def for_testing(cfg: CfgNode, model: nn.Module) -> nn.Module:
         model = SlidingWindow(model, size, stride)
     augmentation = cfg.TEST.AUG
     if augmentation.ENABLED:
+        # Mask2Former's scores are no logits, and its own test-time augmentation resizes what the test has resized before.
+        is_mask_former = base_architecture(cfg) in MASK_FORMERS
         model = MultiScale(
             model,
             augmentation.MIN_SIZES,
             augmentation.MAX_SIZE,
             flip=augmentation.FLIP,
             image_format=cfg.INPUT.FORMAT,
-            average_probabilities=cfg.TEST.AUG_SOFTMAX,
+            average_probabilities=cfg.TEST.AUG_SOFTMAX and not is_mask_former,
+            of_given_image=is_mask_former,
         )
     return model
 
@@ -66,6 +73,27 @@ class _Around(nn.Module):
 
     def scores(self, record: dict[str, Any]) -> Tensor:
         raise NotImplementedError
+
+
+class Named(_Around):
+    """Run a model, and say at which image it fails if it does."""
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """Return what the model does; an InputError begins with the files' names, any other exception has them as a note."""
+        try:
+            return self.model(batched_inputs)
+        except InputError as error:
+            raise InputError(f"{_names(batched_inputs)}: {error}") from None
+        except Exception as error:
+            error.add_note(f"while predicting {_names(batched_inputs)}")
+            raise
+
+
+def _names(records: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{record.get('file_name', 'an image')} ({' x '.join(map(str, record['image'].shape[1:]))} as the model sees it)"
+        for record in records
+    )
 
 
 class SlidingWindow(_Around):
@@ -127,10 +155,11 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
 class MultiScale(_Around):
     """Average a model's scores over several sizes of the image, and over each of them mirrored.
 
-    The image is read afresh from the record's "file_name" in its own size, and brought to each short side of
-    ``min_sizes`` (as far as ``max_size`` lets it). With ``average_probabilities`` the softmax over the classes
-    is taken first, so that no size outweighs others by greater scores; without, the scores are averaged as they
-    are, for models whose scores are bounded already.
+    The image is that of the record's DECODED, or read afresh from its "file_name", in its own size; with
+    ``of_given_image`` it is the record's "image", as the test resized it. It is brought to each short side of
+    ``min_sizes`` (as far as ``max_size`` lets it). With ``average_probabilities`` the softmax over the classes is taken
+    first, so that no size outweighs others by greater scores; without, the scores are averaged as they are, for models
+    whose scores are bounded already.
     """
 
     def __init__(
@@ -142,6 +171,7 @@ class MultiScale(_Around):
         flip: bool,
         image_format: str,
         average_probabilities: bool = True,
+        of_given_image: bool = False,
     ) -> None:
         super().__init__(model)
         if not len(min_sizes) or min(min_sizes) < 1:
@@ -152,10 +182,17 @@ class MultiScale(_Around):
         self.flip = flip
         self.image_format = image_format
         self.average_probabilities = average_probabilities
+        self.of_given_image = of_given_image
 
     def scores(self, record: dict[str, Any]) -> Tensor:
         """Return the scores (K, height, width) of one record, averaged over sizes and flips."""
-        image = read_image(record["file_name"], self.image_format)
+        if self.of_given_image:
+            image = record["image"].permute(1, 2, 0).cpu().numpy()
+        elif DECODED in record:
+            decoded = record[DECODED].numpy()
+            image = decoded[:, :, ::-1] if self.image_format == "BGR" else decoded
+        else:
+            image = read_image(record["file_name"], self.image_format)
         size = {
             "height": record.get("height", image.shape[0]),
             "width": record.get("width", image.shape[1]),

@@ -1,7 +1,6 @@
 """Predictions as the label files that a benchmark takes, and the official scorer of Cityscapes."""
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open
 
 
 class SubmissionWriter:
@@ -29,9 +29,8 @@ class SubmissionWriter:
         """Write the prediction (H, W) of the image of ``record``, whole or not at all; return the file."""
         path = self.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        Image.fromarray(self.table[prediction]).save(unfinished, format="PNG")
-        unfinished.replace(path)
+        with atomic_open(path, "wb", durable=False) as stream:
+            Image.fromarray(self.table[prediction]).save(stream, format="PNG")
         return path
 
     def path(self, record: dict[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import torch
-from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from hicl_d2.command.address import not_fetched
@@ -21,7 +21,7 @@ from hicl_d2.lite.utils import comm
 from hicl_d2.lite.utils.file_io import PathManager
 from hicl_d2.weights import check_names_and_tensors, read_pickle, read_torch, to_tensors
 
-__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
+__all__ = ["DetectionCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class DetectionCheckpointer(Checkpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load ``path`` (a file or URL, empty for none) and return what was saved beside the state.
 
-        ``?matching_heuristics=True`` at its end lets the keys of a ``.pth`` match by their ends, as those of
-        converted weights do.
+        With ``?matching_heuristics=True`` at its end, the keys of a ``.pth`` are matched by suffix, as those of
+        converted weights are.
         """
         if not path:
             return super().load(path, checkpointables)
@@ -123,11 +123,11 @@ class DetectionCheckpointer(Checkpointer):
 
 
 def match_by_suffix(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``weights`` under the names of ``model``: each takes the longest that its own name ends with.
+    """Rename ``weights`` to the names of ``model``, each of which takes the weight that is its longest suffix.
 
-    Names end at a dot: ``backbone.res2.0.conv1.weight`` takes ``res2.0.conv1.weight`` before
+    Suffixes begin after a dot: ``backbone.res2.0.conv1.weight`` takes ``res2.0.conv1.weight`` before
     ``conv1.weight``, and not ``nv1.weight``. Weights of another shape are not renamed, with a warning; those
-    that match nothing keep their names. Raises InputError if one of the weights fits two names.
+    that match nothing keep their names. Raises InputError if one of the weights matches two names.
     """
     taken: dict[str, str] = {}
     matched: dict[str, Tensor] = {}

@@ -13,13 +13,11 @@ from typing import IO, Any
 import fvcore.common.config
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.defaults import DETECTION, SEGMENTATION
 from hicl_d2.lite.utils.file_io import PathManager
 
-__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
-
-__getattr__ = beyond_lite(__name__, "LazyCall LazyConfig instantiate upgrade_config downgrade_config")
+__all__ = ["CfgNode", "configurable", "get_cfg"]
 
 
 class CfgNode(fvcore.common.config.CfgNode):
@@ -44,9 +42,6 @@ class CfgNode(fvcore.common.config.CfgNode):
         self.merge_from_other_cfg(loaded)
 
 
-global_cfg = CfgNode()
-
-
 def get_cfg() -> CfgNode:
     """Return a fresh config with every key of Detectron2 at its default."""
     return _join(CfgNode(copy.deepcopy(SEGMENTATION)), CfgNode(copy.deepcopy(DETECTION)))
@@ -58,24 +53,17 @@ def _join(into: CfgNode, other: CfgNode) -> CfgNode:
     return into
 
 
-def set_global_cfg(cfg: CfgNode) -> None:
-    """Make ``global_cfg`` hold the keys of ``cfg``."""
-    global_cfg.clear()
-    global_cfg.update(cfg)
-
-
 def configurable(
     init_func: Callable[..., Any] | None = None, *, from_config: Callable[..., Any] | None = None
 ) -> Any:
-    """Let a class's ``__init__`` or a function also be called with a config.
+    """Decorate ``__init__`` or a function so that it can also be called with a config.
 
-    Bare on ``__init__``, the class gives a classmethod ``from_config(cfg, ...)`` that returns the keyword
-    arguments; on a function ``from_config`` is passed here. Called with a config first or as ``cfg``, the
-    arguments come from ``from_config``, to which only the keyword arguments that it names are passed; the
-    others override what it returns.
+    ``@configurable`` on ``__init__`` uses the classmethod ``from_config(cfg, ...)`` of the class;
+    ``@configurable(from_config=...)`` on a function uses the one given. A call whose first or ``cfg`` argument is a
+    config takes its arguments from the dictionary that ``from_config`` returns. Keyword arguments that ``from_config``
+    has too are passed to it; the others override what it returns.
 
-    Raises AttributeError or TypeError if there is no usable ``from_config``, AssertionError if the
-    decorator itself is misused.
+    Raises AttributeError or TypeError without a usable ``from_config``, AssertionError for a misuse of the decorator.
     """
     if init_func is not None:
         is_init = inspect.isfunction(init_func) and init_func.__name__ == "__init__"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.utils import comm
 
 __all__ = [
@@ -22,15 +22,8 @@ __all__ = [
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
     "ShapeSpec",
-    "cat",
     "get_norm",
 ]
-
-__getattr__ = beyond_lite(
-    __name__,
-    "CycleBatchNormList DeformConv ModulatedDeformConv NaiveSyncBatchNorm ROIAlign batched_nms nms "
-    "paste_masks_in_image roi_align",
-)
 
 Activation = Callable[[Tensor], Tensor]
 Norm = str | Callable[[int], nn.Module] | None
@@ -38,7 +31,7 @@ Norm = str | Callable[[int], nn.Module] | None
 
 @dataclass
 class ShapeSpec:
-    """What is known of a feature map before there is one; None where it is not known."""
+    """Shape of a feature map as far as it is known when the model is built; None for the rest."""
 
     channels: int = None  # type: ignore[assignment]
     height: int = None  # type: ignore[assignment]
@@ -46,13 +39,8 @@ class ShapeSpec:
     stride: int = None  # type: ignore[assignment]
 
 
-def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Concatenate along ``dim``; a single tensor is returned as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
-
-
 class Conv2d(nn.Conv2d):
-    """torch's convolution followed by ``norm`` and ``activation``, keywords that may be left out."""
+    """torch's Conv2d, followed by the optional ``norm`` and the optional ``activation``."""
 
     def __init__(
         self, *args: Any, norm: nn.Module | None = None, activation: Activation | None = None, **kwargs: Any
@@ -70,9 +58,9 @@ class Conv2d(nn.Conv2d):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with fixed statistics and affine parameters, all of them buffers; at first the identity.
+    """Batch norm with fixed statistics and affine parameters, all of them buffers; initially the identity.
 
-    Weights made for Caffe2 hold ``weight`` and ``bias`` alone, with the statistics folded in: they load too.
+    Weights converted from Caffe2 load too: they have ``weight`` and ``bias`` alone, with the statistics folded in.
     """
 
     _version = 3  # of the state dict: from 2 on it holds running_mean and running_var
@@ -96,7 +84,7 @@ class FrozenBatchNorm2d(nn.Module):
         if not x.requires_grad:
             stats = (self.running_mean, self.running_var, self.weight, self.bias)
             return F.batch_norm(x, *stats, training=False, eps=self.eps)
-        # Written out: batch_norm's backward would compute gradients of the weight and bias too.
+        # Not F.batch_norm: its backward pass would compute gradients of weight and bias too.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
@@ -114,7 +102,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Return ``module`` with each batch norm in it replaced; a batch norm itself gives a new module."""
+        """Replace each batch norm in ``module`` by a frozen one; for a batch norm itself, return the frozen one."""
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             frozen = cls(module.num_features, module.eps)
             names = ["running_mean", "running_var", "num_batches_tracked"]
@@ -133,12 +121,12 @@ class FrozenBatchNorm2d(nn.Module):
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes, on CPU too.
 
-    torch's own, and DistributedDataParallel around it, refuse the CPU. Here several processes on the CPU exchange
-    mean, variance and number of values, so that the statistics are those of one process that has all the images;
-    one process is plain batch norm, and on a GPU torch's own does the work.
+    torch's SyncBatchNorm raises on the CPU, and so does DistributedDataParallel around it. Here processes on the CPU
+    exchange mean, variance and number of values, so that the statistics are those of the whole batch. On a GPU torch's
+    implementation is used; in a single process this is plain batch norm.
     """
 
-    process_group = None  # what torch's own expects to find: the group of all processes, and this check
+    process_group = None  # torch's forward pass reads it (None: all processes) and calls the check below
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
@@ -215,9 +203,9 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def get_norm(norm: Norm, out_channels: int) -> nn.Module | None:
-    """Make the norm called ``norm`` for ``out_channels``; None and "" make none, a function is called.
+    """Build the norm named ``norm`` for ``out_channels`` channels; None and "" give None, a function is called with them.
 
-    Raises InputError for a name that is not known.
+    Raises InputError for an unknown name.
     """
     if not isinstance(norm, str):
         return None if norm is None else norm(out_channels)
@@ -242,14 +230,14 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self) -> "CNNBlockBase":
-        """Stop training this block: no gradients, batch norms frozen. Returns the block."""
+        """Freeze the parameters and the batch norms of this block, and return it."""
         self.requires_grad_(False)
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)
         return self
 
 
 class DepthwiseSeparableConv2d(nn.Module):
-    """A convolution per channel, then one over channels, each with its norm and activation."""
+    """A depthwise and a pointwise convolution, each with its norm and activation."""
 
     def __init__(
         self,
@@ -281,8 +269,9 @@ class DepthwiseSeparableConv2d(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (DeepLabV3): five branches, joined by a 1x1 convolution.
 
-    A 1x1 convolution, three dilated 3x3 and image pooling. With ``pool_kernel_size`` (height, width) the
-    pooling averages over windows of that size (the training crop's), else over the whole map; it has no norm.
+    The branches are a 1x1 convolution, three dilated 3x3 convolutions and image pooling. With ``pool_kernel_size``
+    (height, width), pooling averages over windows of that size (the training crop's), else over the whole map. The
+    pooling branch has no norm.
     """
 
     def __init__(

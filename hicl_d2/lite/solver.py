@@ -20,20 +20,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from hicl_d2.command.errors import InputError, nearest
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 
-__all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "get_default_optimizer_params",
-    "maybe_add_gradient_clipping",
-]
-
-__getattr__ = beyond_lite(__name__, "WarmupCosineLR WarmupMultiStepLR")
+__all__ = ["build_lr_scheduler", "get_default_optimizer_params", "maybe_add_gradient_clipping"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +38,6 @@ _NORMS = (
 # Optimiser
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build SGD over the trainable parameters, with the config's weight decays, bias rules and clipping."""
-    solver = cfg.SOLVER
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
-        foreach=True,
-    )
-    return maybe_add_gradient_clipping(cfg, optimizer)
-
-
 def get_default_optimizer_params(
     model: nn.Module,
     base_lr: float | None = None,
@@ -82,10 +50,10 @@ def get_default_optimizer_params(
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of equal settings, each parameter once.
 
-    What is None is left to the optimiser. ``weight_decay_norm`` holds in norm layers. Parameters called
-    ``bias`` take ``base_lr`` times ``bias_lr_factor``, and ``weight_decay_bias``. ``lr_factor_func`` maps a
-    parameter's full name to a factor of ``base_lr``. ``overrides`` maps the last part of a name to settings
-    and comes last. Raises ValueError for a factor without ``base_lr``, or rules for biases in two places.
+    None leaves a setting to the optimiser. ``weight_decay_norm`` applies to norm layers, ``bias_lr_factor`` (times
+    ``base_lr``) and ``weight_decay_bias`` to parameters called ``bias``. ``lr_factor_func`` maps a parameter's full name
+    to a factor of ``base_lr``. ``overrides`` maps the last part of a name to settings that replace all others. Raises
+    ValueError for a factor without ``base_lr``, or for settings of biases both here and in ``overrides``.
     """
     if base_lr is None and (lr_factor_func is not None or bias_lr_factor not in (None, 1.0)):
         raise ValueError("bias_lr_factor and lr_factor_func are factors of base_lr, which is missing")
@@ -124,10 +92,10 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Param
                 yield module_name, module, name, parameter
 
 
-def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
-    """Return ``optimizer`` (an optimiser or its class) clipping each parameter's gradient before a step.
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return ``optimizer``, clipping each parameter's gradient before a step if SOLVER.CLIP_GRADIENTS is enabled.
 
-    SOLVER.CLIP_GRADIENTS says whether, and by "value" or by "norm". Raises InputError for another CLIP_TYPE.
+    Raises InputError for a CLIP_TYPE other than "value" and "norm".
     """
     clipping = cfg.SOLVER.CLIP_GRADIENTS
     if not clipping.ENABLED:
@@ -142,11 +110,7 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
         raise InputError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}; expected one of {known}"
         )
-    is_class = isinstance(optimizer, type)
-    clipping_class = _clipping_class(optimizer if is_class else type(optimizer), clippers[clipping.CLIP_TYPE])
-    if is_class:
-        return clipping_class
-    optimizer.__class__ = clipping_class
+    optimizer.__class__ = _clipping_class(type(optimizer), clippers[clipping.CLIP_TYPE])
     return optimizer
 
 
@@ -166,7 +130,7 @@ def _clipping_class(
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """Put a warm-up before another schedule; both run over [0, 1]."""
+    """A warm-up followed by another schedule, over [0, 1]."""
 
     def __init__(
         self,
@@ -178,8 +142,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
     ) -> None:
         """Start at ``warmup_factor`` of the schedule's first value, for ``warmup_length`` of the run.
 
-        ``warmup_method``: "linear" rises to where the schedule is then, "constant" stays; ValueError for
-        another. The schedule runs beneath the warm-up, or with ``rescale_interval`` starts after it.
+        ``warmup_method``: "linear" rises to the schedule's value at the end of the warm-up, "constant" stays; ValueError
+        for another. The schedule starts with the run, or with ``rescale_interval`` at the end of the warm-up.
         """
         start = warmup_factor * scheduler(0.0)
         end = scheduler(0.0 if rescale_interval else warmup_length)
@@ -199,7 +163,7 @@ class LRMultiplier(LRScheduler):
     def __init__(
         self, optimizer: torch.optim.Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
     ) -> None:
-        """``multiplier`` maps the share of the run that is over, ``iteration / max_iter``, to the factor."""
+        """``multiplier`` maps ``iteration / max_iter`` to the factor."""
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier must be a ParamScheduler of fvcore, not {multiplier}")
         self._multiplier = multiplier
@@ -253,7 +217,7 @@ def _cosine(solver: CfgNode) -> ParamScheduler:
 
 
 class _FixedGammaScheduler(StepWithFixedGammaParamScheduler):
-    """Stay at the last value at the very end, where fvcore's own would fail: a trainer steps there once."""
+    """fvcore's schedule, but at 1.0, which a trainer reaches after the last iteration, the last value and no error."""
 
     def __call__(self, where: float) -> float:
         return super().__call__(min(where, 1.0 - 2 * self.WHERE_EPSILON))

@@ -1,19 +1,12 @@
 """Images of several sizes in one batch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hicl_d2.lite import beyond_lite
-
 __all__ = ["ImageList"]
-
-__getattr__ = beyond_lite(
-    __name__, "BitMasks BoxMode Boxes Instances Keypoints PolygonMasks ROIMasks RotatedBoxes pairwise_iou"
-)
 
 
 class ImageList:
@@ -34,38 +27,23 @@ class ImageList:
         height, width = self.image_sizes[index]
         return self.tensor[index, ..., :height, :width]
 
-    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
-        """Return the batch on another device or in another dtype, as ``Tensor.to``."""
-        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device that the batch is on."""
-        return self.tensor.device
-
     @staticmethod
     def from_tensors(
         tensors: Sequence[Tensor],
         size_divisibility: int = 0,
         pad_value: float = 0.0,
-        padding_constraints: Mapping[str, int] | None = None,
     ) -> "ImageList":
         """Pad images (..., h, w) with ``pad_value`` to the largest height and width and stack them.
 
-        The common size is rounded up to a multiple of ``size_divisibility`` (0 and 1 leave it).
-        ``padding_constraints`` may override that with its own ``size_divisibility`` and ask for a square of
-        side ``square_size`` (above 0). Raises AssertionError for no images, or images whose leading
-        dimensions differ.
+        The common size is rounded up to a multiple of ``size_divisibility`` (0 and 1 leave it). Raises AssertionError
+        for no images, or images whose leading dimensions differ.
         """
         assert len(tensors) > 0, "ImageList.from_tensors needs at least one image"
         leading = tensors[0].shape[:-2]
         assert all(t.shape[:-2] == leading for t in tensors), [tuple(t.shape) for t in tensors]
         sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        constraints = padding_constraints or {}
-        if constraints.get("square_size", 0) > 0:
-            height = width = constraints["square_size"]
-        multiple = max(constraints.get("size_divisibility", size_divisibility), 1)
+        multiple = max(size_divisibility, 1)
         height, width = (-(-side // multiple) * multiple for side in (height, width))
         padded = [
             F.pad(t, (0, width - w, 0, height - h), value=pad_value)

@@ -1,126 +1,19 @@
-"""Reading a tensor on its way through a model that knows nothing of it: taps on modules found by name."""
+"""Where in a model the branch could read."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hicl_d2.command.errors import InputError, listing, nearest
-
-SIDES = ("input", "output")
-
-
-class Tap:
-    """Keeps the tensor that goes into, or comes out of, one module while it is armed.
-
-    An object and not a closure, so that a deep copy of the model (an averaged copy, say) gets taps of its own.
-    """
-
-    def __init__(self, name: str, side: str) -> None:
-        self.name = name
-        self.side = side
-        self.armed = False
-        self.value: Any = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.armed:
-            self.value = output if self.side == "output" else next(iter((*args, *kwargs.values())), None)
-
-    def take(self) -> Any:
-        """Return what was seen since the tap was armed, and forget it.
-
-        Raises RuntimeError if the module was not called.
-        """
-        value, self.value = self.value, None
-        if value is None:
-            raise RuntimeError(
-                f"the module {self.name} was not called in this training step, so Hi-CL has nothing to read; name a module "
-                "that the base model calls itself (MODEL.HICL.FEATURE, LOGITS, IMAGE)"
-            )
-        return value
-
-    def check(self, value: Any) -> Tensor:
-        """Return ``value``; raises RuntimeError if what passed is no (B, C, h, w) tensor."""
-        if not isinstance(value, Tensor) or value.dim() != 4:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise RuntimeError(
-                f"the {self.side} of the module {self.name} must be a (B, C, h, w) tensor, not {found}"
-            )
-        return value
+from hicl_d2.contrast.taps import Tap, reading, run_blank
+from hicl_d2.modeling.predictions import class_logits, is_of_queries
 
 
-def add_tap(model: nn.Module, name: str, side: str, key: str) -> Tap:
-    """Put a tap on the module ``name`` of ``model``; ``key`` is the config key that named it.
-
-    Raises InputError with the candidates if there is no such module.
-    """
-    if side not in SIDES:
-        raise InputError(f"{key}_SIDE must be input or output, not {side!r}")
-    tap = Tap(name, side)
-    find_module(model, name, key).register_forward_hook(tap, with_kwargs=True)
-    return tap
-
-
-def find_module(model: nn.Module, name: str, key: str) -> nn.Module:
-    """Return the module called ``name``, or raise InputError with the modules that it could have been."""
-    modules = dict(model.named_modules())
-    if name and name in modules:
-        return modules[name]
-    parent = name
-    while parent and parent not in modules:
-        parent = parent.rpartition(".")[0]
-    prefix = f"{parent}." if parent else ""
-    children = [
-        n for n in modules if n.startswith(prefix) and n != parent and n[len(prefix) :].count(".") == 0
-    ]
-    raise InputError(
-        f"{key}: {type(model).__name__} has no module {name!r}{nearest(name, modules)}; "
-        f"candidates below {parent or 'the model'}: {listing(children) or 'none'}"
-    )
-
-
-@contextmanager
-def armed(taps: dict[str, Tap]) -> Iterator[None]:
-    """Let ``taps`` see what passes, for the duration of one forward."""
-    for tap in taps.values():
-        tap.armed, tap.value = True, None
-    try:
-        yield
-    finally:
-        for tap in taps.values():
-            tap.armed = False
-
-
-def feature_channels(model: nn.Module, tap: Tap, size: tuple[int, int]) -> int:
-    """Return the channels of what ``tap`` sees: asked of a convolution, else found by one forward on a blank image.
-
-    ``size`` is height and width of an image that suits the model.
-    """
-    module = model.get_submodule(tap.name)
-    if isinstance(module, nn.Conv2d):
-        return module.in_channels if tap.side == "input" else module.out_channels
-    with armed({"feature": tap}):
-        run_on_blank_image(model, size)
-    return tap.check(tap.take()).shape[1]
-
-
-def run_on_blank_image(model: nn.Module, size: tuple[int, int]) -> None:
-    """Run ``model`` on one black image of ``size``, in eval mode and without gradients.
-
-    Neither parameters, statistics nor random state change.
-    """
-    was_training = model.training
-    model.eval()
+def blank_batch(size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return a batch of one black image of ``size`` (height, width), as meta-architectures take it."""
     height, width = size
-    blank = {"image": torch.zeros(3, height, width), "height": height, "width": width}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model([blank])
-    finally:
-        model.train(was_training)
+    return [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
 
 
 @dataclass(frozen=True)
@@ -147,21 +40,16 @@ def list_places(model: nn.Module, size: tuple[int, int]) -> list[Place]:
     }
     taps = {(name, side): Tap(name, side) for name in names for side in ("input", "output")}
     order: list[tuple[str, str]] = []
-    handles = []
-    for key, tap in taps.items():
-        handles += [
-            names[key[0]].register_forward_hook(tap, with_kwargs=True),
-            names[key[0]].register_forward_hook(lambda *_, key=key: order.append(key)),
-        ]
+    handles = [names[key[0]].register_forward_hook(lambda *_, key=key: order.append(key)) for key in taps]
     try:
-        with armed({f"{name} {side}": tap for (name, side), tap in taps.items()}):
-            run_on_blank_image(model, size)
+        with reading(model, taps.values()):
+            run_blank(model, blank_batch(size))
     finally:
         for handle in handles:
             handle.remove()
     places: dict[int, Place] = {}
     for key in sorted(dict.fromkeys(order), key=lambda key: (order.index(key), key[0].count("."))):
-        place = _place(model, taps[key], size)
+        place = _place(taps[key], size)
         # The outermost module comes last: it is left when the modules in it are.
         if place is not None and not (place.is_made_of_predictions and id(taps[key].value) in places):
             places[id(taps[key].value)] = place
@@ -173,11 +61,9 @@ def _is_shown(name: str) -> bool:
     return len(parts) <= 2 if parts[0] == "backbone" else len(parts) <= 4
 
 
-def _place(model: nn.Module, tap: Tap, size: tuple[int, int]) -> Place | None:
-    value, made = tap.value, False
-    convert: Any = getattr(model, "semantic_logits", None)
-    if convert is not None and isinstance(value, dict) and "pred_logits" in value:
-        value, made = convert(value), True
+def _place(tap: Tap, size: tuple[int, int]) -> Place | None:
+    made = is_of_queries(tap.value)
+    value = class_logits(tap.value)
     if not isinstance(value, Tensor) or value.dim() != 4 or len(value) != 1 or 1 in value.shape[-2:]:
         return None
     stride = round(size[0] / value.shape[-2])

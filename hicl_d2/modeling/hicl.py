@@ -1,27 +1,28 @@
 """The meta-architecture ``HiCL``: any registered meta-architecture with a contrast branch attached to it.
 
-The branch is attached, not wrapped around: the model keeps its class (a subclass of it, to be exact), its attributes and
-its checkpoint keys, and gains one child, ``hicl``. A checkpoint of the plain model loads into it, and its own checkpoint
-loads into the plain model. At inference nothing of the branch runs.
+The branch is attached, not wrapped around (`hicl_d2.contrast.attach`): the model keeps its class, its attributes and its
+checkpoint keys, and gains one child, ``hicl``. Hooks around the model's forward add its loss to the model's in training,
+so the model must be called as a module, not by its ``forward``. A checkpoint of the plain model loads into it, and its
+own checkpoint loads into the plain model. At inference nothing of the branch runs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.contrast import ramp
-from hicl_d2.contrast.build import build_contrast
-from hicl_d2.contrast.frame import Contrast, zero_with_graph
+from hicl_d2.contrast import Contrast, attach
+from hicl_d2.contrast.frame import step_seed
+from hicl_d2.contrast.taps import SIDES, find_module
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
-from hicl_d2.d2.utils import comm, get_event_storage
-from hicl_d2.modeling.check import blank_size
-from hicl_d2.modeling.features import Tap, add_tap, armed, feature_channels
+from hicl_d2.d2.utils import get_event_storage
+from hicl_d2.modeling.features import blank_batch
+from hicl_d2.modeling.predictions import class_logits
+from hicl_d2.modeling.settings import blank_size
 
 # Keys of MODEL.HICL that say where and when the branch works; all others are settings of the contrast, in lower case.
 PLACEMENT_KEYS = {
@@ -37,17 +38,6 @@ PLACEMENT_KEYS = {
     "WARMUP_ITERS",
     "LOG_PERIOD",
 }
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When the branch works and how much its loss weighs."""
-
-    weight: float
-    start_iter: int
-    warmup_iters: int
-    log_period: int
-    seed: int
 
 
 @META_ARCH_REGISTRY.register()
@@ -70,109 +60,111 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
     Do this before the model is moved, compiled or given to DistributedDataParallel. Raises InputError for a module name
     that ``model`` does not have and for settings that the contrast refuses.
     """
-    settings = cfg.MODEL.HICL
-    taps = {
-        "feature": add_tap(model, settings.FEATURE, settings.FEATURE_SIDE, "MODEL.HICL.FEATURE"),
-        "image": add_tap(model, settings.IMAGE, "input", "MODEL.HICL.IMAGE"),
-    }
-    if settings.LOGITS:
-        taps["logits"] = add_tap(model, settings.LOGITS, "output", "MODEL.HICL.LOGITS")
-    channels = feature_channels(model, taps["feature"], blank_size(cfg))
-    seed = max(cfg.SEED, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.hicl = _build(cfg, channels)
-    model._hicl_taps = taps  # type: ignore[assignment]
-    model._hicl_schedule = Schedule(  # type: ignore[assignment]
-        settings.WEIGHT, settings.START_ITER, settings.WARMUP_ITERS, settings.LOG_PERIOD, seed
-    )
-    model.__class__ = _with_branch(type(model))
-    return model
-
-
-def _build(cfg: CfgNode, channels: int) -> Contrast:
-    head = cfg.MODEL.SEM_SEG_HEAD
-    settings = {key.lower(): value for key, value in cfg.MODEL.HICL.items() if key not in PLACEMENT_KEYS}
+    hicl, head = cfg.MODEL.HICL, cfg.MODEL.SEM_SEG_HEAD
+    for key in ("FEATURE", "IMAGE", "LOGITS"):
+        _check_module(model, key, hicl[key])
+    if hicl.FEATURE_SIDE not in SIDES:
+        raise InputError(f"MODEL.HICL.FEATURE_SIDE must be input or output, not {hicl.FEATURE_SIDE!r}")
     try:
-        return build_contrast(
-            cfg.MODEL.HICL.CONTRAST, channels, head.NUM_CLASSES, ignore_value=head.IGNORE_VALUE, **settings
+        branch = attach(
+            model,
+            feature=hicl.FEATURE,
+            side=hicl.FEATURE_SIDE,
+            logits=hicl.LOGITS or None,
+            image=hicl.IMAGE,
+            num_classes=head.NUM_CLASSES,
+            example=(blank_batch(blank_size(cfg)),),
+            contrast=hicl.CONTRAST,
+            weight=hicl.WEIGHT,
+            start_iter=hicl.START_ITER,
+            warmup_iters=hicl.WARMUP_ITERS,
+            seed=max(cfg.SEED, 0),
+            ignore_value=head.IGNORE_VALUE,
+            **{key.lower(): value for key, value in hicl.items() if key not in PLACEMENT_KEYS},
         )
     except ValueError as error:
         raise InputError(f"MODEL.HICL: {error}") from None
+    hooks = LossHooks(hicl.LOG_PERIOD)
+    branch.attachment.handles += [
+        model.register_forward_pre_hook(hooks.before, with_kwargs=True),
+        model.register_forward_hook(hooks.after),
+    ]
+    return model
 
 
-class ModelWithBranch(nn.Module):
-    """What a model's class gains when the branch is attached; stands before the model's own class."""
-
-    hicl: Contrast
-    _hicl_taps: dict[str, Tap]
-    _hicl_schedule: Schedule
-
-    @torch.compiler.disable(recursive=False)
-    def forward(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        """Run the model; in training, add ``loss_hicl`` to its losses.
-
-        Each input holds "image" (3, H, W) and, in training, "sem_seg" (H, W), class ids with the head's ignore value.
-        """
-        if not self.training:
-            return super().forward(batched_inputs, *args, **kwargs)
-        schedule, iteration = self._hicl_schedule, _iteration()
-        weight = schedule.weight
-        if iteration is not None:
-            weight *= ramp(iteration, schedule.warmup_iters, schedule.start_iter)
-        # Before the model has work on the device, which a copy from the host would wait for.
-        device = next(self.hicl.parameters()).device
-        labels = [upload_labels(label, device) for label in _labels(batched_inputs)] if weight else []
-        with armed(self._hicl_taps):
-            losses = super().forward(batched_inputs, *args, **kwargs)
-        return {**losses, "loss_hicl": self._branch_loss(labels, weight, iteration)}
-
-    def _branch_loss(self, labels: list[Tensor], weight: float, iteration: int | None) -> Tensor:
-        seen = {role: tap.take() for role, tap in self._hicl_taps.items()}
-        features = self._hicl_taps["feature"].check(seen["feature"])
-        if weight == 0:
-            return zero_with_graph(self.hicl) + features.flatten()[:0].sum()
-        schedule = self._hicl_schedule
-        seed = (schedule.seed * 1_000_003 + (iteration or 0)) * 4096 + comm.get_rank()
-        is_logged = iteration is not None and (iteration + 1) % schedule.log_period == 0
-        logits = self._logits(seen.get("logits"))
-        batch = _pad_to(labels, seen["image"], self.hicl.ignore_value)
-        loss, diagnostics = self.hicl(features, batch, logits, seed=seed, describe=is_logged)
-        if is_logged:
-            _log(diagnostics)
-        return weight * loss
-
-    def _logits(self, seen: Any) -> Tensor | None:
-        """Return class logits (B, K, h, w), or None if none are read.
-
-        Where the module gives something else (predictions of queries, say), the model's own ``semantic_logits`` makes
-        logits of it, without a second forward.
-        """
-        if seen is None:
-            return None
-        convert = getattr(self, "semantic_logits", None)
-        if convert is not None and not isinstance(seen, Tensor):
-            seen = convert(seen)
-        return self._hicl_taps["logits"].check(seen)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the model's own class: the combined one is made when it is needed."""
-        return _restore, (type(self).__mro__[2],), self.__dict__
+def _check_module(model: nn.Module, key: str, name: str) -> None:
+    """Raise InputError, naming the key, for a module that ``model`` does not have; LOGITS may be empty."""
+    if key == "LOGITS" and not name:
+        return
+    try:
+        find_module(model, name)
+    except ValueError as error:
+        raise InputError(f"MODEL.HICL.{key}: {error}") from None
 
 
-# One class per base, so that models of one base are of one class.
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
+class LossHooks:
+    """Add ``loss_hicl`` to the losses that the model returns in training: two hooks around its forward.
+
+    The model is called with a list whose entries hold "image" (3, H, W) and, in training, "sem_seg" (H, W), class ids
+    with the head's ignore value. Step and weight are those of the trainer's iteration; where no trainer is at work the
+    branch is fully on.
+    """
+
+    def __init__(self, log_period: int) -> None:
+        """``log_period``: iterations between two entries of the diagnostics in the event storage."""
+        self.log_period = log_period
+        self.step: tuple[list[Tensor], float, int | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "step": None}
+
+    @torch.compiler.disable
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Upload the labels before the model has work on the device, which a copy from the host would wait for."""
+        if not model.training:
+            return
+        branch = _branch(model)
+        iteration = _iteration()
+        weight = branch.attachment.weight if iteration is None else branch.attachment.weight_at(iteration)
+        device = next(branch.parameters()).device
+        inputs = next(iter((*args, *kwargs.values())))
+        labels = [upload_labels(label, device) for label in _labels(inputs)] if weight else []
+        self.step = labels, weight, iteration
+
+    @torch.compiler.disable
+    def after(self, model: nn.Module, args: tuple[Any, ...], losses: Any) -> Any:
+        """Return the losses with the branch's among them, and log its diagnostics when it is their turn."""
+        if not model.training or self.step is None:
+            return losses
+        (labels, weight, iteration), self.step = self.step, None
+        branch = _branch(model)
+        attachment = branch.attachment
+        seen = attachment.take()
+        is_logged = iteration is not None and (iteration + 1) % self.log_period == 0
+        loss = attachment.compute(
+            branch,
+            seen.features,
+            _pad_to(labels, cast(Tensor, seen.images), branch.ignore_value) if weight else None,
+            branch_logits(model, seen.logits) if weight else None,
+            weight,
+            step_seed(iteration or 0, attachment.seed),
+            describe=is_logged,
+        )
+        if is_logged and branch.diagnostics:
+            _log(branch.diagnostics)
+        return {**losses, "loss_hicl": loss}
 
 
-def _with_branch(base: type[nn.Module]) -> type[nn.Module]:
-    if base not in _classes:
-        _classes[base] = type(f"HiCL{base.__name__}", (ModelWithBranch, base), {"__doc__": base.__doc__})
-    return _classes[base]
+def _branch(model: nn.Module) -> Contrast:
+    return cast(Contrast, model.hicl)
 
 
-def _restore(base: type[nn.Module]) -> nn.Module:
-    cls = _with_branch(base)
-    return cls.__new__(cls)
+def branch_logits(model: nn.Module, found: Any) -> Tensor | None:
+    """Return class logits (B, K, h, w) of what the module that LOGITS names gave, None if none is named.
+
+    Of predictions of queries logits are made, without a second forward.
+    """
+    return None if found is None else _branch(model).attachment.taps["logits"].as_map(class_logits(found))
 
 
 def _iteration() -> int | None:

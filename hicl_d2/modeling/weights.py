@@ -1,4 +1,4 @@
-"""Pretrained weights as others publish them: their names turned into the model's, and what images they expect."""
+"""Published pretrained weights: parameter names converted to the model's, and the normalisation that they were trained with."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from typing import Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.efficientnet_lite.weights import with_efficientnet_names
 
-# Torchvision's ResNets: pattern of a part of the name, and what stands there in Detectron2.
+# Torchvision's ResNets: regular expression in a parameter name, and its replacement in Detectron2's name.
 TORCHVISION = (
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"^layer1\.", "res2."),
@@ -24,18 +25,23 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 RGB = ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 BGR = ("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
-# Part of a path in MODEL.WEIGHTS, and the channel order, mean and deviation of the images behind it.
+# Part of a path in MODEL.WEIGHTS, and channel order, mean and standard deviation of the images it was trained on.
 IMAGES_OF = {
     "ImageNetPretrained/MSRA/": BGR,
     "ImageNetPretrained/torchvision/": RGB,
     "DeepLab/R-": RGB,
     "download.pytorch.org/models/": RGB,
     "SwinTransformer/storage/": RGB,
+    "package://efficientnet_lite": ("RGB", (127.0,) * 3, (128.0,) * 3),
+    "efficientnet-lite": ("RGB", (127.0,) * 3, (128.0,) * 3),
 }
 
 
 def with_known_names(weights: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return ``weights`` of a torchvision ResNet under Detectron2's names, or None if they are of another kind."""
+    """Return ``weights`` of a torchvision ResNet or an EfficientNet-Lite under the backbone's names, None for others."""
+    efficientnet = with_efficientnet_names(weights)
+    if efficientnet is not None:
+        return efficientnet
     if "layer1.0.conv1.weight" not in weights or "bn1.weight" not in weights:
         return None
     renamed = {}
@@ -49,8 +55,8 @@ def with_known_names(weights: Mapping[str, Any]) -> dict[str, Any] | None:
 def read_foreign_file(path: str) -> dict[str, Any] | None:
     """Return the tensors of a Hugging Face folder or a ``.safetensors`` file by name, or None for any other file.
 
-    Those of a folder have the names of the backbone that transformers makes of it. Raises InputError for a folder that
-    holds no model.
+    The names for a folder are those of the backbone that build_transformers_backbone builds from it. Raises InputError
+    for a folder that holds no model.
     """
     if Path(path).is_dir():
         return _read_folder(Path(path))
@@ -66,15 +72,15 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"weights {folder}: a Hugging Face folder holds config.json and {' or '.join(FOLDER_FILES)}; this one does not"
         )
-    from hicl_d2.modeling.backbones.hugging_face import load_folder
+    from hicl_d2.modeling.hugging_face.backbone import load_folder
 
     return load_folder(folder)
 
 
 def check_images_suit_weights(cfg: CfgNode) -> None:
-    """Raise InputError if the images of ``cfg`` have not the channel order and normalisation that MODEL.WEIGHTS need.
+    """Raise InputError if channel order and normalisation differ from those that MODEL.WEIGHTS were trained with.
 
-    Known are the published weights of `IMAGES_OF`; nothing is said of others.
+    Checked for the published weights of `IMAGES_OF`; other weights pass.
     """
     known = next((images for part, images in IMAGES_OF.items() if part in cfg.MODEL.WEIGHTS), None)
     if known is None:

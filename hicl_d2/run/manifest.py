@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import read_json, write_json
+from hicl_d2.command.git import git_state
+from hicl_d2.command.layout import PLACE_KEYS, RESULT
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
@@ -22,9 +24,6 @@ from hicl_d2.engine.scaling import same_schedule
 from hicl_d2.run import provenance
 
 MANIFEST = "manifest.json"
-RESULT = "result.json"
-
-PLACE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 # What a resumed run may change: it is not part of the training's arithmetic.
 RESUMABLE_KEYS = ("TEST.", "DATASETS.TEST", "SOLVER.CHECKPOINT_", "MODEL.HICL.LOG_PERIOD", "VIS_PERIOD")
 TRACES = (LAST, "metrics.json", "model_final.pth", "model_best.pth")
@@ -84,7 +83,7 @@ def write_manifest(
         "device": device,
         "images": images,
         "versions": provenance.versions(),
-        "git": provenance.git_state(),
+        "git": git_state(),
         "config": identity(cfg),
     }
     write_json(path, content)

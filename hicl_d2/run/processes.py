@@ -1,5 +1,6 @@
 """Starting the processes of a run, and hearing from them: one message, whichever process failed."""
 
+import gc
 import json
 import os
 import tempfile
@@ -10,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from hicl_d2.command import interrupts
 from hicl_d2.command.cli import explain, stop_signal
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
@@ -37,10 +39,10 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
     Raises InputError with the message of the process that failed first, Interrupted if they were asked to
     stop.
     """
+    check(args, device)
     if under_torchrun():
         _run_under_torchrun(main, args, device, arguments)
         return
-    _check_processes(args, device)
     if args.num_gpus * args.num_machines == 1:
         main(*arguments)
         return
@@ -63,7 +65,10 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             raise _failure(Path(records), error, args.dist_url) from None
 
 
-def _check_processes(args: Namespace, device: str) -> None:
+def check(args: Namespace, device: str) -> None:
+    """Raise InputError if ``args`` asks for more GPUs than there are, or for machines that do not fit together."""
+    if under_torchrun():
+        return
     found = torch.cuda.device_count() if device != "cpu" else args.num_gpus
     if args.num_gpus > found:
         raise InputError(f"--num-gpus {args.num_gpus} asks for more GPUs than this machine has ({found})")
@@ -80,6 +85,12 @@ def _check_processes(args: Namespace, device: str) -> None:
 def under_torchrun() -> bool:
     """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def silence_all_but_the_first() -> None:
+    """Let only the first of the processes that torchrun started speak on the console, from before they have met."""
+    if under_torchrun():
+        console.silence(int(os.environ.get("RANK", "0")) > 0)
 
 
 def is_restarted() -> bool:
@@ -101,9 +112,11 @@ def _run_under_torchrun(
         _join_torchrun(device)
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        dist.destroy_process_group()
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
-        if explain(error) is None and stop_signal(error) is None:
+        if explain(error) is not None or stop_signal(error) is not None:
+            _leave_process_groups()  # no collective operation is under way
+        else:
             # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
             time.sleep(GRACE)
         if stop_signal(error) is None:
@@ -123,14 +136,39 @@ def _join_torchrun(device: str) -> None:
 
 def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run ``main`` as one process of several; leave a record of what went wrong."""
+    console.silence(not comm.is_main_process())
     _share_cores()
     threading.Thread(target=_leave_with_others, args=(Path(records),), daemon=True).start()
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
+        _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
         _record(Path(records), error)
-        raise SystemExit(FAILED) from None
+        _end()
+
+
+def _leave_process_groups() -> None:
+    """Leave all process groups, also those that ``comm`` of either runtime remembers; do nothing without any.
+
+    A group that something in Python still refers to keeps its worker threads, and one of them may abort the process
+    when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
+    """
+    for name, value in list(vars(comm).items()):
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end() -> NoReturn:
+    """End this process at once: a shutdown would wait for collective operations that never end, or abort."""
+    for worker in active_children():
+        worker.kill()
+    os._exit(FAILED)
 
 
 def _leave_with_others(records: Path) -> None:
@@ -143,7 +181,7 @@ def _leave_with_others(records: Path) -> None:
             return
         time.sleep(0.5)
     time.sleep(GRACE)
-    os._exit(FAILED)
+    _end()
 
 
 def _share_cores() -> None:

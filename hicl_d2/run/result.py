@@ -11,12 +11,13 @@ import torch
 from tabulate import tabulate
 
 from hicl_d2.command.files import write_json
+from hicl_d2.command.git import git_state
+from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.evaluation.metrics import finite
 from hicl_d2.run import provenance
-from hicl_d2.run.manifest import RESULT, config_hash
+from hicl_d2.run.manifest import config_hash
 
-SCHEMA = 1
 MAIN_METRICS = ("mIoU", "mAcc", "fwIoU", "pACC")
 CLASS_PREFIX = "IoU-"
 
@@ -41,7 +42,7 @@ def training_result(
     last = {"iteration": iterations, **finite(metrics)}
     best_metrics = {"iteration": best["iteration"], **finite(best["metrics"])} if best else last
     return {
-        "schema": SCHEMA,
+        "schema": RESULT_SCHEMA,
         "status": "finished",
         "dataset": cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else None,
         "iterations": iterations,
@@ -53,7 +54,7 @@ def training_result(
         "seed": seed,
         "config_hash": config_hash(cfg),
         "versions": provenance.versions(),
-        "git": provenance.git_state(),
+        "git": git_state(),
         "device": provenance.device_name(device),
     }
 
@@ -63,14 +64,14 @@ def evaluation_result(
 ) -> dict[str, Any]:
     """Return the content of evaluation.json: the figures of ``weights`` on DATASETS.TEST."""
     return {
-        "schema": SCHEMA,
+        "schema": RESULT_SCHEMA,
         "weights": weights,
         "dataset": cfg.DATASETS.TEST[0],
         "metrics": finite(metrics),
         "class_iou": class_iou(cfg, metrics),
         "config_hash": config_hash(cfg),
         "versions": provenance.versions(),
-        "git": provenance.git_state(),
+        "git": git_state(),
         "device": provenance.device_name(device),
     }
 

@@ -19,7 +19,8 @@ from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
-from hicl_d2.modeling import check_model_config, check_test_sizes
+from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
 
@@ -47,7 +48,7 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
     check_datasets(cfg, train=not args.eval_only)
-    check_test_sizes(cfg, test_image_sizes(cfg))
+    test_image_sizes(cfg)
     _check_testing(cfg)
     return state
 
@@ -100,7 +101,10 @@ def _check_testing(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
-    check_address(weights)
+    if weights.startswith(PREFIX):
+        package_file(weights)
+    else:
+        check_address(weights)
     name = named_last(cfg.OUTPUT_DIR)
     if args.resume and name is not None:
         is_there = (Path(cfg.OUTPUT_DIR) / name).is_file()

@@ -8,10 +8,10 @@ from PIL import Image
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError
-from hicl_d2.command.files import check_writable, write_json
+from hicl_d2.command.files import atomic_open, check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.data import MetadataCatalog
-from hicl_d2.data.audit import Audit, audit_dataset, find_shared
+from hicl_d2.data.audit import Audit, audit_dataset, find_shared, judge_absent
 from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
@@ -54,6 +54,10 @@ def main(args: Namespace) -> bool:
                 audit, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
             )
         audits.append(audit)
+    # What a part of the training data lacks, another may have.
+    training = set(cfg.DATASETS.TRAIN)
+    judge_absent(audits, training if training <= {*names} else ())
+    for audit in audits:
         console.show("\n".join(as_text(audit, hicl.PURITY[0])) + "\n")
     shared = find_shared(audits)
     for line in shared:
@@ -89,7 +93,7 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
         try:
             image = read_image(record["file_name"], "RGB")
             labels = (
-                read_labels(record["sem_seg_file_name"])
+                read_labels(record["sem_seg_file_name"], record["file_name"], image.shape[:2])
                 if "sem_seg_file_name" in record
                 else np.full(image.shape[:2], audit.question.ignore_value)
             )
@@ -108,6 +112,5 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
         shares,
         ignore_value=audit.question.ignore_value,
     )
-    unfinished = path.with_name(f".{path.name}.tmp")
-    sheet.save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with atomic_open(path, "wb") as stream:
+        sheet.save(stream, format="PNG")

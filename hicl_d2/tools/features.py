@@ -9,9 +9,9 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
-from hicl_d2.modeling import check_model_config
-from hicl_d2.modeling.check import base_architecture, blank_size
+from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.features import Place, list_places
+from hicl_d2.modeling.settings import base_architecture, blank_size
 
 
 def main(args: Namespace) -> None:

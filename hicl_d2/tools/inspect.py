@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
-from hicl_d2.contrast.candidates import count_labels
+from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.levels import Level
-from hicl_d2.contrast.pooling import gather_windows
-from hicl_d2.contrast.pruning import ClassScores, prune
+from hicl_d2.contrast.pruning import prune
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.evaluation import predicted_classes
-from hicl_d2.modeling.features import armed
+from hicl_d2.modeling.hicl import branch_logits
 from hicl_d2.run.logs import run_log
 from hicl_d2.tools.predict import class_names, load_model
 from hicl_d2.visualization.components import (
@@ -36,7 +35,7 @@ from hicl_d2.visualization.components import (
     LevelPicture,
     explain,
 )
-from hicl_d2.visualization.pictures import evenly_spaced
+from hicl_d2.visualization.pictures import evenly_spaced, picture_names
 
 # Points drawn per class, and per class and level.
 PIXELS_OF_A_CLASS = 150
@@ -62,7 +61,7 @@ def main(args: Namespace) -> None:
     classes, colours = class_names(cfg)
     advance = counter("looking into", len(records))
     mapper = SemanticMapper(cfg, False)
-    for record in records:
+    for record, name in zip(records, picture_names(records), strict=True):
         mapped = mapper(record)
         image, truth, prediction, levels, embedding = inspect(cfg, model, mapped)
         sheet = explain(
@@ -76,10 +75,8 @@ def main(args: Namespace) -> None:
             colours,
             ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         )
-        path = folder / f"{Path(record['file_name']).stem}.png"
-        unfinished = path.with_name(f".{path.name}.tmp")
-        sheet.save(unfinished, format="PNG")
-        unfinished.replace(path)
+        with atomic_open(folder / f"{name}.png", "wb") as stream:
+            sheet.save(stream, format="PNG")
         advance()
     console.show(f"{len(records)} pictures in {folder}")
 
@@ -104,19 +101,19 @@ def inspect(
     """
     image = mapped["image"]
     height, width = image.shape[1:]
-    taps = cast(Any, model)._hicl_taps
     branch = cast(HiCLBranch, model.hicl)
     # The label map of a test image is not resized with it: bring it to the size that the branch sees in training.
     truth = F.interpolate(mapped["sem_seg"][None, None].float(), (height, width), mode="nearest")[0, 0].long()
-    with armed(taps):
+    with branch.attachment.capturing() as captured:
         output = model([{"image": image, "height": height, "width": width}])[0]["sem_seg"]
-    seen = {role: tap.take() for role, tap in taps.items()}
-    features = seen["feature"].float()
-    padded = seen["image"].shape[-2:]
+    seen = captured[0]
+    features = seen.features.float()
+    padded = cast(Tensor, seen.images).shape[-2:]
     labels = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height), value=branch.ignore_value)
     size = (features.shape[2], features.shape[3])
     grid = align_labels(labels[None].to(features.device), size, branch.num_classes, branch.ignore_value)
-    scores = ClassScores(resize_logits(seen["logits"], size)) if "logits" in seen else None
+    logits = branch_logits(model, seen.logits)
+    scores = None if logits is None else ClassScores(resize_logits(logits, size))
     levels = _levels(grid, branch, scores)
     picture = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image
     return (
@@ -157,7 +154,7 @@ def _embed(
 ) -> EmbeddingPicture:
     """Embed every cell and the kept components, and project both on the principal directions of the cells."""
     generator = np.random.default_rng(0)
-    single = Level(1, 1, branch.levels[0].purity, branch.levels[0].coverage, (0.0, 1.0), 1.0)
+    single = Level.cell(branch.levels[0].purity, branch.levels[0].coverage)
     cells = prune(grid, count_labels(grid, [single])[0], single).classes[0].flatten().cpu().numpy()
     chosen = _balanced(cells, PIXELS_OF_A_CLASS, generator)
     windows, component_classes, component_levels, first = [], [], [], 0
@@ -171,7 +168,7 @@ def _embed(
     every = torch.arange(grid.size[0] * grid.size[1], device=features.device)
     picked = torch.from_numpy(np.concatenate(windows)).to(features.device)
     rows = gather_windows(features, every, picked, branch.levels)
-    embedded = branch.embedding(rows.to(branch.compute_dtype)).float().cpu()
+    embedded = embed(branch.embedding, rows.to(branch.compute_dtype)).float().cpu()
     dense, components = embedded[: len(every)], embedded[len(every) :]
     mean = dense.mean(dim=0)
     _, spread, directions = torch.linalg.svd(dense - mean, full_matrices=False)

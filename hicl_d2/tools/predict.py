@@ -3,6 +3,7 @@
 import glob
 import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,50 +15,55 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from hicl_d2.command.address import is_address, local_file
+from hicl_d2.command.cli import NO_PERMISSION, NO_SPACE
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, one_line
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import atomic_path, check_writable
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.datasets.folders import IMAGE_SUFFIXES
+from hicl_d2.data.datasets.folders import is_hidden
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing, predicted_classes
-from hicl_d2.reading import read_image
+from hicl_d2.evaluation.inference import DECODED
+from hicl_d2.reading import IMAGE_SUFFIXES
 from hicl_d2.run.logs import run_log
 from hicl_d2.run.setup import resolve_device
 from hicl_d2.visualization.colours import Colour, overlay, palette
 from hicl_d2.visualization.legend import draw_legend
 
-SUFFIXES = {*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp"}
 FAILURES_SHOWN = 20
 
 
 @run_log()
 def main(args: Namespace) -> bool:
-    """Predict the images of ``args``; return whether all could be read."""
+    """Predict the images of ``args``; return whether all could be predicted. One that cannot is passed over and named."""
     check_writable(args.output, "--output")
-    images = find_images(args.input)
+    output = Path(args.output)
+    images = find_images(args.input, output)
     cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     classes, colours = class_names(cfg)
     model = for_testing(cfg, model).eval()
-    output = Path(args.output)
     for kind in ("overlays", "labels"):
-        (output / kind).mkdir(parents=True, exist_ok=True)
-    draw_legend(classes, colours).save(output / "legend.png")
+        _make_folder(output / kind, output)
+    _save(draw_legend(classes, colours), output / "legend.png", output)
     advance = counter("predicting", len(images))
+    names = output_names([name for name, _ in images])
     failures = []
-    for name, mapped in _mapped(cfg, images):
-        if isinstance(mapped, str):
-            failures.append(mapped)
-        else:
-            with torch.no_grad():
-                labels = predicted_classes(model([mapped])[0]["sem_seg"]).cpu().numpy()
-            _write(output, name, mapped["file_name"], labels, colours, args.strength)
+    for (_, path), name, mapped in zip(images, names, _mapped(cfg, images), strict=True):
+        try:
+            if isinstance(mapped, InputError):
+                raise mapped
+            labels = _predict(model, mapped)
+            _write(output, name, mapped[DECODED].numpy(), labels, colours, args.strength)
+        except Exception as error:  # whatever one image raises, the others are predicted
+            if isinstance(error, OSError) and error.errno in (*NO_SPACE, *NO_PERMISSION):
+                raise
+            failures.append(_failure(path, error))
         advance()
     console.show(
         f"{len(images) - len(failures)} of {len(images)} images: overlays, labels and legend.png in {output}"
@@ -67,6 +73,20 @@ def main(args: Namespace) -> bool:
     if len(failures) > FAILURES_SHOWN:
         console.show(f"failed: and {len(failures) - FAILURES_SHOWN} more")
     return not failures
+
+
+def _failure(path: Path, error: Exception) -> str:
+    """Return one line, with the file, about what an image raised."""
+    text = one_line(error)
+    if isinstance(error, InputError):
+        return text if str(path) in text else f"{path}: {text}"
+    return f"{path}: it cannot be predicted ({type(error).__name__}: {text})"
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, mapped: dict[str, Any]) -> np.ndarray:
+    """Return the class of every pixel (H, W) at the image's own size."""
+    return predicted_classes(model([mapped])[0]["sem_seg"]).cpu().numpy()
 
 
 def load_model(config_file: str, weights: str, opts: Sequence[str], output: str) -> tuple[CfgNode, nn.Module]:
@@ -103,23 +123,31 @@ def class_names(cfg: CfgNode) -> tuple[list[str], list[Colour]]:
     return [f"class {number}" for number in range(count)], palette(count)
 
 
-def find_images(inputs: Sequence[str]) -> list[tuple[str, Path]]:
+def find_images(inputs: Sequence[str], output: Path | None = None) -> list[tuple[str, Path]]:
     """Return (name, file) of every image that ``inputs`` (files, folders, globs) stand for, sorted by name.
 
-    The name is the path below the folder that was given, or the file's own. Raises InputError for an input
-    that stands for nothing, and for two files of one name.
+    The name is the path below the folder that was given, or the file's own. What lies in ``output`` is no input: an earlier
+    run has written it. Raises InputError for an input that stands for nothing, for two files of one name, and for an
+    ``output`` that is the folder of an input or lies above it, where predictions could take the place of inputs.
     """
+    target = None if output is None else output.expanduser().resolve()
     found: dict[str, Path] = {}
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
-            below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-            pairs = [(str(p.relative_to(path)), p) for p in below if _is_image(p)]
+            pairs, folder = [(str(p.relative_to(path)), p) for p in _images_below(path)], path
         elif path.is_file():
-            pairs = [(path.name, path)]
+            pairs, folder = [(path.name, path)], path.parent
         else:
             paths = [Path(p) for p in glob.glob(str(path), recursive=True)]
-            pairs = [(p.name, p) for p in paths if p.is_file() and _is_image(p)]
+            pairs, folder = [(p.name, p) for p in paths if p.is_file() and _is_image(p)], _fixed_part(path)
+        if target is not None:
+            if folder.resolve().is_relative_to(target):
+                raise InputError(
+                    f"--output {output} holds the input {text}, which predictions could overwrite; give a folder of its own, "
+                    "such as predictions"
+                )
+            pairs = [(name, p) for name, p in pairs if not p.resolve().is_relative_to(target)]
         if not pairs:
             raise InputError(f"--input {text}: no image is there; give a file, a folder or a quoted pattern")
         for name, file in pairs:
@@ -131,12 +159,43 @@ def find_images(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     return sorted(found.items())
 
 
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images below ``folder``, without those of hidden folders and of systems' thumbnails."""
+    for current, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (path for path in (Path(current) / name for name in names) if _is_image(path))
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder that a pattern searches in: its path up to the first part with a wildcard."""
+    for folder in reversed(pattern.parents):
+        if glob.has_magic(str(folder)):
+            return folder.parent
+    return pattern.parent
+
+
+def output_names(names: Sequence[str]) -> list[str]:
+    """Return what the outputs of the images ``names`` are called, without suffix: a for a.jpg.
+
+    The image's suffix stays where the name would stand for two images otherwise: a.jpg and a.png for those two.
+    """
+    stems = [os.path.splitext(name)[0] for name in names]
+    whole = [False] * len(names)
+    while True:
+        chosen = [name if keep else stem for name, stem, keep in zip(names, stems, whole, strict=True)]
+        counts = Counter(chosen)
+        again = [keep or counts[text] > 1 for text, keep in zip(chosen, whole, strict=True)]
+        if again == whole:
+            return chosen
+        whole = again
 
 
 class _Images(Dataset[Any]):
-    """Mapped images, or one line about what is wrong with the file."""
+    """Mapped images with what was decoded, or the error about one."""
 
     def __init__(self, cfg: CfgNode, images: Sequence[tuple[str, Path]]) -> None:
         self._images = images
@@ -145,15 +204,16 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[str, dict[str, Any] | str]:
-        name, path = self._images[index]
+    def __getitem__(self, index: int) -> dict[str, Any] | InputError:
+        record = {"file_name": str(self._images[index][1])}
         try:
-            return name, self._mapper({"file_name": str(path)})
-        except InputError as error:
-            return name, one_line(error)
+            image, _ = self._mapper.read(record)
+            return {**self._mapper.transform(record, image), DECODED: torch.from_numpy(np.array(image))}
+        except Exception as error:
+            return InputError(_failure(self._images[index][1], error))
 
 
-def _mapped(cfg: CfgNode, images: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Any]]:
+def _mapped(cfg: CfgNode, images: Sequence[tuple[str, Path]]) -> Iterator[Any]:
     workers = cfg.DATALOADER.NUM_WORKERS if len(images) > 1 else 0
     yield from DataLoader(_Images(cfg, images), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
 
@@ -163,21 +223,33 @@ def _as_it_is(sample: Any) -> Any:
 
 
 def _write(
-    output: Path, name: str, image_file: str, labels: np.ndarray, colours: Sequence[Colour], strength: float
+    output: Path,
+    name: str,
+    image: np.ndarray,
+    labels: np.ndarray,
+    colours: Sequence[Colour],
+    strength: float,
 ) -> None:
-    """Write the label map as PNG and the overlay as JPEG, each whole or not at all."""
-    image = Image.fromarray(read_image(image_file, "RGB"))
-    tinted = overlay(image, labels, colours, strength=strength, ignore_value=-1)
-    # The suffix stays in the name: a.jpg and a.png are two images.
-    _save(
-        Image.fromarray(labels.astype(np.uint8 if len(colours) <= 256 else np.uint16)),
-        output / "labels" / f"{name}.png",
-    )
-    _save(tinted, output / "overlays" / f"{name}.jpg", quality=92)
+    """Write the label map as PNG, with a palette of the classes' colours, and the overlay as JPEG, each whole or not at all."""
+    tinted = overlay(Image.fromarray(image), labels, colours, strength=strength, ignore_value=-1)
+    picture = Image.fromarray(labels.astype(np.uint8 if len(colours) <= 256 else np.uint16))
+    if len(colours) <= 256:
+        picture.putpalette([part for colour in colours for part in colour])
+    _save(picture, output / "labels" / f"{name}.png", output)
+    _save(tinted, output / "overlays" / f"{name}.jpg", output, quality=92)
 
 
-def _save(picture: Image.Image, path: Path, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    picture.save(unfinished, format="PNG" if path.suffix == ".png" else "JPEG", **options)
-    unfinished.replace(path)
+def _save(picture: Image.Image, path: Path, output: Path, **options: Any) -> None:
+    _make_folder(path.parent, output)
+    with atomic_path(path, durable=False) as unfinished:
+        picture.save(unfinished, **options)
+
+
+def _make_folder(path: Path, output: Path) -> None:
+    """Make a folder in ``output``. Raises InputError where a link leads out of it: what is there may be somebody else's."""
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if os.path.lexists(output) and not existing.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"{path} is a link out of {output}, to {existing.resolve()}; give another --output")
+    path.mkdir(parents=True, exist_ok=True)

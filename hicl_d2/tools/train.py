@@ -2,28 +2,30 @@
 
 import json
 import logging
-import os
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hicl_d2.command.address import DOWNLOAD
 from hicl_d2.command.console import console
-from hicl_d2.command.files import atomic_open, occupied, read_json, remove_unfinished, write_json
-from hicl_d2.config import load_config
+from hicl_d2.command.errors import one_line
+from hicl_d2.command.files import occupied, read_json, remove_unfinished, write_json, write_text
+from hicl_d2.command.layout import RESULT
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
 from hicl_d2.d2.utils import collect_env_info, comm
+from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.data.preflight import unseen_classes
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing
 from hicl_d2.evaluation.metrics import flat
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
-from hicl_d2.run.manifest import RESULT, changes_on_resume, config_hash, read_manifest, write_manifest
-from hicl_d2.run.setup import check_before_start, configure_torch, resolve, resolve_device
+from hicl_d2.run.manifest import changes_on_resume, config_hash, read_manifest, write_manifest
+from hicl_d2.run.setup import configure_torch, resolve, resolve_device
+from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
 
 logger = logging.getLogger(__name__)
@@ -32,13 +34,9 @@ EVALUATION = "evaluation.json"
 
 
 def main(args: Namespace) -> None:
-    """Train or evaluate what ``args`` (of :func:`hicl_d2.command.cli.train_arguments`) asks for."""
-    cfg = load_config(args.config_file, args.opts)
-    if args.download:
-        os.environ[DOWNLOAD] = "1"  # the other processes inherit it
-    if processes.is_restarted():
-        args.resume = True
-    state = check_before_start(cfg, args)
+    """Train or evaluate what ``args`` (of :func:`hicl_d2.tools.arguments.train_arguments`) asks for."""
+    processes.silence_all_but_the_first()
+    cfg, state = checked_config(args)
     if state == "finished":
         _show_finished(cfg)
         return
@@ -61,7 +59,8 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
     changes = _changes(cfg, resolved, trainer) if args.resume else []
     trainer.resume_or_load(resume=args.resume)
     _make_output(resolved)
-    with occupied(resolved.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+    busy = f"another process is running in {resolved.OUTPUT_DIR}; wait for it or choose another OUTPUT_DIR"
+    with occupied(resolved.OUTPUT_DIR, busy) if comm.is_main_process() else nullcontext():
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
             _describe_run(cfg, resolved, trainer)
@@ -69,6 +68,8 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
         for change in changes:
             console.say(f"changed since the run began: {change}")
             logger.info(f"changed since the run began: {change}")
+        if comm.is_main_process() and (absent := unseen_classes(resolved)):
+            logger.warning(absent)
         results = trainer.train()
         if comm.is_main_process():
             _finish(cfg, resolved, trainer, results)
@@ -98,8 +99,7 @@ def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
         device=resolved.MODEL.DEVICE,
         images=trainer.data_loader.num_images,
     )
-    with atomic_open(Path(resolved.OUTPUT_DIR) / "config.yaml") as stream:
-        stream.write(resolved.dump())
+    write_text(Path(resolved.OUTPUT_DIR) / "config.yaml", resolved.dump())
 
 
 def _finish(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, results: dict[str, Any]) -> None:
@@ -114,8 +114,8 @@ def _finish(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, results: dict[str
         seed=resolved.SEED,
         device=resolved.MODEL.DEVICE,
     )
-    pictures = _draw_pictures(resolved, trainer.model)
-    _report(resolved, metrics, result.write_result(cfg, content), pictures)
+    path = result.write_result(cfg, content)  # before pictures, which are no reason to lose it
+    _report(resolved, metrics, path, _draw_pictures(resolved, trainer.model))
     verify_results(resolved, results)
 
 
@@ -167,11 +167,18 @@ def _headline(cfg: CfgNode, trainer: Trainer) -> str:
 
 
 def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
-    """Draw test images beside truth and prediction; return their folder."""
+    """Draw test images beside truth and prediction; return their folder. What cannot be drawn is a warning."""
     if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST):
         return None
-    draw_pictures(cfg, for_testing(cfg, model), cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
-    return Path(cfg.OUTPUT_DIR) / "pictures"
+    name = cfg.DATASETS.TEST[0]
+    try:
+        mapper, model = SemanticMapper(cfg, is_train=False), for_testing(cfg, model)
+        drawn = draw_pictures(mapper, model, name, cfg.OUTPUT_DIR, cfg.TEST.PICTURES)
+    except Exception as error:  # the result is written: nothing that a picture raises may end the run
+        logger.warning(f"no pictures of {name} were drawn: {type(error).__name__}: {one_line(error)}")
+        logger.info("why no pictures were drawn", exc_info=error)
+        return None
+    return Path(cfg.OUTPUT_DIR) / "pictures" if drawn else None
 
 
 def _report(cfg: CfgNode, metrics: dict[str, Any], path: Path, pictures: Path | None) -> None:

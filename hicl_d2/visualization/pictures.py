@@ -1,7 +1,6 @@
 """Pictures of what a model predicts on a data set."""
 
-import json
-import os
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,29 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from hicl_d2.command.errors import one_line
+from hicl_d2.command.files import atomic_open, write_json
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.reading import open_image, read_labels
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.sheet import class_iou, side_by_side
 
 SCORES_FILE = "scores.json"
 
+logger = logging.getLogger(__name__)
+
 
 def draw_pictures(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
+    mapper: SemanticMapper, model: nn.Module, dataset_name: str, output_dir: str | Path, count: int
 ) -> list[Path]:
     """Run ``model`` on ``count`` evenly spaced images of ``dataset_name`` and draw image, truth and
     prediction.
 
+    ``mapper`` turns a record without its label map into an input of the model.
     Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
-    are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). The
-    model is in eval mode meanwhile. One process alone calls this.
+    are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). An image that
+    cannot be read, predicted or drawn is a warning. The model is in eval mode meanwhile. One process alone calls this.
     """
     records = [record for record in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" in record]
     chosen = evenly_spaced(records, count)
@@ -36,12 +41,6 @@ def draw_pictures(
         return []
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the other processes take no part
-    metadata = MetadataCatalog.get(dataset_name)
-    classes = metadata.stuff_classes
-    colours = [tuple(colour) for colour in metadata.get("stuff_colors") or palette(len(classes))]
-    ignore_value = metadata.get("ignore_label", 255)
-    mapper = DatasetMapper(cfg, is_train=False)
-
     folder = Path(output_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -49,25 +48,37 @@ def draw_pictures(
     was_training = model.training
     model.eval()
     try:
-        for record, name in zip(chosen, _names(chosen), strict=True):
-            prediction = _predict(model, mapper, record)
-            with Image.open(record["file_name"]) as image, Image.open(record["sem_seg_file_name"]) as truth:
-                labels = np.array(truth)
-                scores[name] = _score(labels, prediction, len(classes), ignore_value)
-                sheet = side_by_side(
-                    image,
-                    labels,
-                    prediction,
-                    classes,
-                    colours,
-                    ignore_value=ignore_value,
-                    title=name,
+        for record, name in zip(chosen, picture_names(chosen), strict=True):
+            try:
+                sheet, score = _draw(model, mapper, record, dataset_name, name)
+            except Exception as error:  # whatever one image raises, the others are drawn
+                logger.warning(
+                    f"{record['file_name']} was not drawn: {type(error).__name__}: {one_line(error)}"
                 )
-            paths.append(_save(sheet, folder / f"{name}.png"))
+                continue
+            scores[name] = score
+            paths.append(folder / f"{name}.png")
+            with atomic_open(paths[-1], "wb", durable=False) as stream:
+                sheet.save(stream, format="PNG")
     finally:
         model.train(was_training)
-    _write(folder / SCORES_FILE, json.dumps(scores, indent=1))
+    write_json(folder / SCORES_FILE, scores)
     return paths
+
+
+def _draw(
+    model: nn.Module, mapper: SemanticMapper, record: dict[str, Any], dataset_name: str, title: str
+) -> tuple[Image.Image, float | None]:
+    """Return the sheet of one record, and the mIoU of its image."""
+    metadata = MetadataCatalog.get(dataset_name)
+    classes = metadata.stuff_classes
+    colours = [tuple(colour) for colour in metadata.get("stuff_colors") or palette(len(classes))]
+    ignore_value = metadata.get("ignore_label", 255)
+    image = open_image(record["file_name"])
+    labels = read_labels(record["sem_seg_file_name"], record["file_name"], (image.height, image.width))
+    prediction = _predict(model, mapper, record, image)
+    sheet = side_by_side(image, labels, prediction, classes, colours, ignore_value=ignore_value, title=title)
+    return sheet, _score(labels, prediction, len(classes), ignore_value)
 
 
 def evenly_spaced(records: Sequence[Any], count: int) -> list[Any]:
@@ -76,7 +87,7 @@ def evenly_spaced(records: Sequence[Any], count: int) -> list[Any]:
     return [records[int((index + 0.5) * len(records) / count)] for index in range(count)]
 
 
-def _names(records: Sequence[dict[str, Any]]) -> list[str]:
+def picture_names(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return a name for each picture: the image's own, or with a number in front where two have the same."""
     stems = [Path(record["file_name"]).stem for record in records]
     if len(set(stems)) == len(stems):
@@ -85,10 +96,12 @@ def _names(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, mapper: DatasetMapper, record: dict[str, Any]) -> np.ndarray:
+def _predict(
+    model: nn.Module, mapper: SemanticMapper, record: dict[str, Any], image: Image.Image
+) -> np.ndarray:
     """Return the predicted label map (H, W) at the image's own size."""
-    plain = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
-    output = model([mapper(plain)])[0]["sem_seg"]
+    plain = {**record, "height": image.height, "width": image.width}
+    output = model([mapper.transform(plain, image)])[0]["sem_seg"]
     return output.argmax(dim=0).cpu().numpy()
 
 
@@ -96,18 +109,3 @@ def _score(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_v
     """Return the mIoU of one image in percent, over the classes in its truth; None if it has none."""
     iou = class_iou(truth, prediction, num_classes, ignore_value)
     return None if np.isnan(iou).all() else round(100 * float(np.nanmean(iou)), 2)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
-    return path

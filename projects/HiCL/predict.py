@@ -15,15 +15,17 @@ def main() -> None:
     """Read the command line, predict, and exit with status 1 if an image failed."""
     parser = Parser(
         prog="predict.py",
-        description="Write overlays, label maps and a legend for images. A broken file is passed over and listed at the "
-        "end; the exit status is then 1.",
+        description="Write overlays, label maps (indices with the classes' colours) and a legend for images. An image that "
+        "cannot be read or predicted is passed over and listed at the end; the exit status is then 1.",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="PATH", help="files, folders or quoted patterns"
     )
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="a folder of its own, not an input's and not above one"
+    )
     parser.add_argument(
         "--strength",
         type=share,

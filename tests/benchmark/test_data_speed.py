@@ -7,11 +7,41 @@ import pytest
 import torch
 from speed.targets import verdict
 
+from tests.support.plain_mapper import PlainMapper
+
 
 def _targets(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("target: ")]
 
 
+class PlainEvaluator:
+    """A peer that keeps every prediction."""
+
+    def __init__(self, name: str, distributed: bool) -> None:
+        self.kept: list[bytes] = []
+
+    def reset(self) -> None:
+        self.kept = []
+
+    def process(self, inputs: object, outputs: list[dict[str, torch.Tensor]]) -> None:
+        self.kept += [output["sem_seg"].argmax(dim=0).numpy().tobytes() for output in outputs]
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put plain peers in the place of Detectron2's, which may not be installed."""
+    found = {"DatasetMapper": PlainMapper, "SemSegEvaluator": PlainEvaluator}
+    for script in (loader_speed, evaluator_speed):
+        monkeypatch.setattr(script, "original", lambda module, name: found.get(name))
+
+
+@pytest.fixture
+def without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for script in (loader_speed, evaluator_speed):
+        monkeypatch.setattr(script, "original", lambda module, name: None)
+
+
+@pytest.mark.usefixtures("peers")
 def test_quick_run_of_the_loader_compares_with_and_without_colours(capsys: pytest.CaptureFixture) -> None:
     assert loader_speed.main(["--quick", "--images", "3", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
@@ -29,6 +59,7 @@ def test_a_mapper_with_another_output_is_no_peer(tmp_path) -> None:
         loader_speed.check_equal(lambda record: given, {"other": lambda record: other}, records)
 
 
+@pytest.mark.usefixtures("peers")
 def test_quick_run_of_the_evaluator_prints_a_row_for_each_and_its_targets(
     capsys: pytest.CaptureFixture,
 ) -> None:
@@ -40,6 +71,18 @@ def test_quick_run_of_the_evaluator_prints_a_row_for_each_and_its_targets(
         "target: 5 x 64 x 96: at least 4 x as fast as the peer",
         "target: 5 x 64 x 96: no memory per image",
     ]
+
+
+@pytest.mark.usefixtures("without_peers")
+@pytest.mark.parametrize("script", [loader_speed, evaluator_speed])
+def test_without_detectron2_ours_is_measured_alone(script, capsys: pytest.CaptureFixture) -> None:
+    assert script.main(["--quick", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| ours")]
+    assert len(rows) >= 2
+    assert all("needs Detectron2" in row for row in rows)
+    assert "\n| peer" not in printed
+    assert not any("peer" in line for line in _targets(printed))
 
 
 def test_growth_is_that_of_the_state() -> None:

@@ -10,10 +10,11 @@ import time
 import pytest
 import yaml
 from harness import folder as files
-from harness.errors import InputError
 from harness.failures import KILLED, OUT_OF_MEMORY, RULES, Failure, classify
 from harness.matrix import read_matrix
 from harness.workspace import claim, open_workspace
+
+from hicl_d2.command.errors import InputError
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import yaml
-from harness.errors import InputError
+from harness import ROOT
 from harness.gate import read_expected
-from harness.matrix import ROOT, read_matrix
+from harness.matrix import read_matrix
 from harness.workspace import matches
 
+from hicl_d2.command.errors import InputError
 from tests.benchmark.test_run_matrix import one_line_error
 
 

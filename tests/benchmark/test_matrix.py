@@ -1,10 +1,12 @@
 """Reading a matrix file: the cells it spans, their identity, and what does not fit."""
 
 import pytest
+from harness import ROOT
 from harness.configs import Configs
-from harness.errors import InputError
-from harness.matrix import ROOT, read_matrix
+from harness.matrix import read_matrix
 from harness.results import measures
+
+from hicl_d2.command.errors import InputError
 
 
 def cells(bench, shorten=False, **changes):
@@ -139,7 +141,7 @@ def test_shortening_needs_the_matrix_to_say_how(bench):
         ("name: a\nname: b\n", r"matrix\.yaml:2: the key name is given twice"),
         ("- a list\n", "must hold keys and values, not a list"),
         ("", "name is missing"),
-        ("name: \x00\n", "cannot be read"),
+        ("name: \x00\n", "not valid YAML: .*special characters"),
     ],
 )
 def test_malformed_yaml_is_said_with_its_line(bench, text, message):
@@ -150,7 +152,9 @@ def test_malformed_yaml_is_said_with_its_line(bench, text, message):
 
 def test_a_circle_of_bases_and_a_base_that_is_no_path_are_refused(bench):
     bench.write("base.yaml", "_BASE_: plain.yaml\n")
-    with pytest.raises(InputError, match="leads back to this file"):
+    with pytest.raises(
+        InputError, match=r"base\.yaml: _BASE_ leads back to .*plain\.yaml; remove the circle"
+    ):
         cells(bench)
     bench.write("base.yaml", "_BASE_: [a, b]\n")
     with pytest.raises(InputError, match="must be the path of one config file"):
@@ -253,8 +257,6 @@ def test_resources_come_from_all_axes_and_a_cpu_config_needs_no_gpu(bench):
         ({"resources": {"gpu": 1}}, "resources: unknown key gpu; did you mean gpus?"),
         ({"resources": {"gpus": -1}}, "resources: gpus must be a whole number, not -1"),
         ({"resources": {"memory_gb": "much"}}, "resources: memory_gb must be a number, not 'much'"),
-        ({"budget": {"gpu_hours": 0}}, "budget: gpu_hours must be a number above 0, not 0"),
-        ({"budget": {"gpu_hour": 1}}, "budget: unknown key gpu_hour; did you mean gpu_hours?"),
         ({"report": {"metrics": "mIoU"}}, "report: metrics must be a list of names"),
         ({"report": {"compare": ["ours"]}}, "report: compare must be two methods"),
         ({"report": {"compare": ["ours", "theirs"]}}, "report: compare: theirs is not one of the methods"),

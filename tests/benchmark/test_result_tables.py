@@ -42,7 +42,7 @@ def test_a_matrix_s_csv_becomes_its_comparison(tables: ModuleType, tmp_path: Pat
 def test_the_rows_of_a_fault_report_become_its_table(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fault_report
+    from tests.robustness import fault_report
 
     results = tmp_path / "results.xml"
     results.write_text(

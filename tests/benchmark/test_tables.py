@@ -4,14 +4,16 @@ import dataclasses
 
 import pandas as pd
 import pytest
+from harness import ROOT
 from harness import folder as files
-from harness.errors import InputError
 from harness.failures import Failure
 from harness.folder import State
-from harness.matrix import ROOT, read_matrix
+from harness.matrix import read_matrix
 from harness.reference import published, read_reference
 from harness.tables import SUMMARY_COLUMNS, collect, comparison, latex, summarise, write_tables
 from scipy import stats
+
+from hicl_d2.command.errors import InputError
 
 BASE = [50.0, 51.0, 49.5, 50.5, 52.0]
 GAINS = {"baseline": [0.0] * 5, "pixel": [0.2, -0.1, 0.3, 0.4, 0.1], "ours": [1.0, 1.5, 0.5, 2.0, 1.2]}

@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from hicl_d2.command import interrupts
-from hicl_d2.command.cli import explain, run, train_arguments
+from hicl_d2.command.cli import explain, run, status
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects/HiCL/train_net.py"
@@ -29,14 +31,6 @@ def _raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
-
-
-def test_flags_may_stand_before_and_after_the_overrides() -> None:
-    args = train_arguments(
-        ["--config-file", "f", "SOLVER.BASE_LR", "-1e-3", "--resume", "X", "-1", "--num-gpus", "0"]
-    )
-    assert args.opts == ["SOLVER.BASE_LR", "-1e-3", "X", "-1"]
-    assert (args.resume, args.num_gpus, args.eval_only, args.dist_url) == (True, 1, False, "auto")
 
 
 def test_a_worker_that_lost_its_process_is_silent_and_other_faults_are_shown() -> None:
@@ -90,8 +84,47 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     assert done.stderr == "train_net: the following arguments are required: --config-file; see --help\n"
 
 
-def test_success_is_zero(capsys: pytest.CaptureFixture) -> None:
+def test_success_is_zero_and_a_tool_may_have_a_status_of_its_own(capsys: pytest.CaptureFixture) -> None:
     assert _ended(lambda: None, capsys) == (0, "")
+    assert _ended(lambda: 1, capsys) == (1, "")
+
+
+def test_a_tool_may_answer_signals_its_own_way(capsys: pytest.CaptureFixture) -> None:
+    noted: list[int] = []
+
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise interrupts.Interrupted(noted[0])
+
+    def handling() -> AbstractContextManager[None]:
+        return interrupts.installed(lambda signum, frame: noted.append(signum))
+
+    assert status("tool", work, handling=handling, stopped="{signal} came") == 143
+    assert capsys.readouterr().err == "tool: SIGTERM came\n"
+
+
+def test_an_error_has_a_line_of_its_own_below_the_moving_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def main() -> None:
+        console.progress("50 %")
+        raise InputError("wrong")
+
+    assert _ended(main, capsys) == (2, "\r\033[K50 %\ntool: wrong\n")
+
+
+def test_a_console_that_is_gone_leaves_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", gone)
+        result = status("tool", _raising(InputError("x" * 100_000)))
+        patch.undo()
+        with suppress(BrokenPipeError):
+            gone.close()
+    assert result == 2
 
 
 ONE_LINE = {
@@ -161,7 +194,7 @@ def test_the_traceback_of_an_input_error_can_be_had(monkeypatch: pytest.MonkeyPa
         run("tool", _raising(InputError("wrong")))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_with_their_status(signum: int, capsys: pytest.CaptureFixture) -> None:
     before = signal.getsignal(signum)
     code, said = _ended(lambda: os.kill(os.getpid(), signum), capsys)
@@ -187,6 +220,25 @@ def test_a_second_signal_does_not_wait() -> None:
         _signal_self()
         with pytest.raises(interrupts.Interrupted):
             _signal_self()
+
+
+def test_a_lost_terminal_is_one_signal_however_often_it_is_told() -> None:
+    with interrupts.handled():
+        interrupts.defer()
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.release() == signal.SIGHUP
+
+
+def test_a_lost_terminal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts.handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.received() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_process_that_another_one_started_takes_two_signals_for_one() -> None:

@@ -57,12 +57,12 @@ def _means(model: nn.Module) -> dict[str, float]:
 
 
 def _saved(runtime: str, folder: Path) -> dict[str, Any]:
-    checkpoint = load(runtime, "checkpoint")
     model = _Model(1.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    checkpointer = checkpoint.DetectionCheckpointer(model, str(folder), optimizer=optimizer)
+    checkpointer = load(runtime, "checkpoint").DetectionCheckpointer(model, str(folder), optimizer=optimizer)
     before = [checkpointer.has_checkpoint(), checkpointer.get_checkpoint_file()]
-    periodic = checkpoint.PeriodicCheckpointer(checkpointer, period=2, max_iter=5, max_to_keep=1)
+    hooks = load(runtime, "engine").hooks
+    periodic = hooks.PeriodicCheckpointer(checkpointer, period=2, max_iter=5, max_to_keep=1)
     for iteration in range(5):
         periodic.step(iteration, note="kept")
     content = torch.load(folder / "model_final.pth", weights_only=True)

@@ -111,7 +111,6 @@ def figures(runtime: str) -> dict[str, Any]:
             shape == layers.ShapeSpec(3, stride=4),
         ],
         "block": [block.in_channels, block.out_channels, block.stride],
-        "cat": [list(layers.cat([features()] * n, dim=1).shape) for n in (1, 2)],
         "no norm": [layers.get_norm(norm, 4) is None for norm in ("", None)],
         "norm from a function": layers.get_norm(lambda channels: nn.BatchNorm2d(channels), 7).num_features,
     }

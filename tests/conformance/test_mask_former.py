@@ -16,11 +16,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling
+import hicl_d2.modeling.models
+from hicl_d2.command.safe_yaml import flatten
+from hicl_d2.config import add_hicl_config
+from hicl_d2.d2.config import add_deeplab_config, get_cfg
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
+from hicl_d2.evaluation import for_testing
 from tests.conformance.runtimes import HAS_DETECTRON2, golden, plain
 from tests.conformance.tensors import assert_close, digest, largest_difference, names
-from tests.modeling.mask_formers import fill, mask_former_batch, mask_former_cfg
+from tests.modeling.mask_former.models import fill, mask_former_batch, mask_former_cfg
 
 BACKBONES = ("build_resnet_backbone", "D2SwinTransformer")
 HAS_ORIGINAL = HAS_DETECTRON2 and importlib.util.find_spec("mask2former") is not None
@@ -152,6 +156,56 @@ def test_a_checkpoint_of_either_loads_into_the_other(backbone: str) -> None:
         largest_difference(dict(sorted(ours.state_dict().items())), dict(sorted(theirs.state_dict().items())))
         == 0
     )
+
+
+@needs_original
+def test_the_branch_on_the_originals_own_model_has_the_loss_that_it_has_on_ours() -> None:
+    original = import_original()
+    batch, found = inputs("detectron2"), {}
+    for base in ("MaskFormer", "HiCLMaskFormer"):
+        torch.manual_seed(1)
+        model = fill(build_model(mask_former_cfg(architecture="HiCL", BASE=base)))
+        assert isinstance(model, original.MaskFormer) is (base == "MaskFormer")
+        torch.manual_seed(5)
+        found[base] = model(batch)
+        found[base]["loss_hicl"].backward()
+        assert all(each.grad is not None for each in model.hicl.parameters())
+    theirs, ours = found.values()
+    assert list(theirs) == list(ours)
+    assert float(theirs["loss_hicl"]) > 0
+    for name, loss in ours.items():
+        torch.testing.assert_close(theirs[name], loss, rtol=1e-5, atol=1e-6)
+
+
+@needs_original
+@pytest.mark.parametrize("base", ["MaskFormer", "HiCLMaskFormer"])
+def test_test_time_augmentation_is_the_originals_bit_for_bit(base: str) -> None:
+    original = import_original()
+    cfg = mask_former_cfg(architecture=base)
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = True, (48, 64, 96), 140
+    model = fill(build_model(cfg)).eval()
+    batch = [{**entry, "height": 50, "width": 61} for entry in mask_former_batch(((64, 80), (96, 128)))]
+    with torch.no_grad():
+        ours = for_testing(cfg, model)(batch)
+        theirs = original.SemanticSegmentorWithTTA(cfg, model)(batch)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+
+
+@needs_original
+@pytest.mark.parametrize("order", ["theirs first", "ours first"])
+def test_the_originals_keys_keep_their_values_beside_ours(order: str) -> None:
+    add_theirs = import_original().add_maskformer2_config
+    cfg, theirs = get_cfg(), get_cfg()
+    for each in (cfg, theirs):
+        add_deeplab_config(each)
+    add_theirs(theirs)
+    for add in (add_theirs, add_hicl_config) if order == "theirs first" else (add_hicl_config, add_theirs):
+        add(cfg)
+    values = dict(flatten(cfg))
+    assert {key: values[key] for key, _ in flatten(theirs)} == dict(flatten(theirs))
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BACKBONE_MULTIPLIER) == ("ADAMW", 0.1)
+    assert "HICL" in cfg.MODEL
 
 
 @needs_original

@@ -1,5 +1,6 @@
 """Models have Detectron2's parameters, initialisation, losses, predictions and training steps."""
 
+import copy
 import functools
 import sys
 from types import ModuleType
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling  # registers the project's own
-from hicl_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
+import hicl_d2.modeling.models  # registers the project's own
+from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.d2.modeling import SEM_SEG_HEADS_REGISTRY
+from hicl_d2.modeling.dilated_resnet.backbone import build_dilated_resnet_backbone
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 from tests.conformance.tensors import assert_close, digest, image_batch, largest_difference, names
 
@@ -123,9 +126,11 @@ def build(runtime: str, cfg: Any) -> nn.Module:
         head = getattr(hicl_d2.modeling, head_name)
     elif head_name == "PanopticDeepLabSemSegHead":
         head = real_panoptic_head()
+    elif hasattr(hicl_d2.modeling, head_name):  # the registry may hold the project's
+        head = getattr(load(runtime, "projects.deeplab"), head_name)
     else:
         head = modeling.SEM_SEG_HEADS_REGISTRY.get(head_name)
-    return modeling.SemanticSegmentor(
+    return modeling.META_ARCH_REGISTRY.get("SemanticSegmentor")(
         backbone=backbone,
         sem_seg_head=head(cfg, backbone.output_shape()),
         pixel_mean=[123.675, 116.280, 103.530],
@@ -157,7 +162,7 @@ def results(runtime: str, model: dict[str, Any]) -> dict[str, dict[str, Tensor]]
 
 
 def predict(segmentor: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return the predictions for a batch and for an image of another size."""
+    """Return the predictions for a batch and for an image of another size, a multiple of the crop's."""
     segmentor.eval()
     with torch.no_grad():
         small, large = segmentor(batch), segmentor(image_batch([(128, 96)], 5))
@@ -204,34 +209,8 @@ def figures(runtime: str) -> dict[str, Any]:
     return {
         "models": models,
         "backbones": backbones,
-        "stages": _default_stages(runtime),
         "resize": _resize(runtime),
     }
-
-
-def _default_stages(runtime: str) -> dict[str, Any]:
-    """Return what the default stages of each depth are made of, and a classifier on the smallest."""
-    resnet = load(runtime, "modeling.backbone.resnet")
-    made: dict[str, Any] = {}
-    for depth in (18, 34, 50, 101, 152):
-        with torch.device("meta"):
-            stages = resnet.ResNet.make_default_stages(depth, norm="BN")
-        made[str(depth)] = [
-            [
-                type(s[0]).__name__,
-                len(s),
-                s[0].stride,
-                s[-1].out_channels,
-                sum(p.numel() for b in s for p in b.parameters()),
-            ]
-            for s in stages
-        ]
-    torch.manual_seed(2)
-    stages = resnet.ResNet.make_default_stages(18, norm="BN")
-    net = resnet.ResNet(resnet.BasicStem(3, 64), stages, num_classes=10).eval()
-    with torch.no_grad():
-        linear = net(torch.ones(1, 3, 64, 64))["linear"]
-    return {**made, "classifier": [digest(linear), names(net.state_dict())]}
 
 
 def _resize(runtime: str) -> list[Any]:
@@ -258,6 +237,27 @@ def test_one_training_step_and_the_predictions_are_equal(name: str) -> None:
         assert largest_difference(ours[part], theirs[part]) == 0, part
     for part in ("first predictions", "losses", "gradients", "state after a step", "predictions"):
         assert largest_difference(ours[part], theirs[part]) <= 2e-6, part
+
+
+@pytest.mark.skipif(not USES_DETECTRON2, reason="the door does not lead to Detectron2 here")
+@pytest.mark.parametrize("name", [name for name in MODELS if "DeepLab" in name])
+def test_the_heads_that_replace_detectron2s_equal_them_bit_for_bit_on_every_size_that_those_accept(
+    name: str,
+) -> None:
+    torch.manual_seed(3)
+    cfg = config("detectron2", MODELS[name])
+    theirs = build("detectron2", cfg)
+    torch.manual_seed(3)
+    shapes = theirs.backbone.output_shape()
+    ours = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes)
+    assert type(ours).__module__.startswith("hicl_d2.")
+    ours.load_state_dict(theirs.sem_seg_head.state_dict())
+    segmentors = [theirs.eval(), copy.copy(theirs)]
+    segmentors[1]._modules = {**theirs._modules, "sem_seg_head": ours.eval()}
+    with torch.no_grad():
+        for size in ((64, 96), (128, 96), (64, 192), (128, 288)):
+            found = [model(image_batch([size], 5))[0]["sem_seg"] for model in segmentors]
+            assert torch.equal(*found), size
 
 
 @needs_detectron2

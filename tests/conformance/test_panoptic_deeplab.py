@@ -10,9 +10,9 @@ import torch
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
-from hicl_d2.modeling import check_model_config
+from hicl_d2.modeling.check import check_model_config
 from tests.conformance.runtimes import load, needs_detectron2
-from tests.modeling.models import deeplab_cfg
+from tests.modeling.deeplab.models import deeplab_cfg
 
 CONFIG = Path(__file__).parents[2] / "configs/cityscapes/panoptic_deeplab_R_52_90k_bs32_instances_hicl.yaml"
 door_to_detectron2 = pytest.mark.skipif(
@@ -80,6 +80,28 @@ def test_it_trains_with_the_branch_and_keeps_its_own_losses_and_predictions() ->
         for a, b in zip(plain.eval()(batch), model.eval()(batch), strict=True):
             assert torch.equal(a["sem_seg"], b["sem_seg"])
             assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+
+
+@needs_detectron2
+@door_to_detectron2
+@pytest.mark.parametrize("crop", [(64, 64), (60, 72)])
+def test_images_of_any_size_are_tested_also_where_detectron2s_pooling_refuses_them(crop: Any) -> None:
+    from hicl_d2.d2.data import MetadataCatalog
+    from hicl_d2.d2.modeling import build_model
+
+    MetadataCatalog.get("panoptic_of_a_test").set(
+        thing_dataset_id_to_contiguous_id={1: 1}, label_divisor=1000
+    )
+    cfg = make_cfg(False)
+    cfg.INPUT.CROP.SIZE = list(crop)
+    check_model_config(cfg)
+    model = build_model(cfg).eval()
+    for size in ((64, 64), (50, 81), (33, 20)):
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            output = model([{"image": image, "height": size[0], "width": size[1]}])[0]
+        assert output["sem_seg"].shape[1:] == size
+        assert output["panoptic_seg"][0].shape == size
 
 
 @needs_detectron2

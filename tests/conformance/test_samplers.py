@@ -4,7 +4,6 @@ import itertools
 from typing import Any
 
 import pytest
-from torch.utils.data import get_worker_info
 
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 
@@ -44,35 +43,3 @@ def test_lite_equals_the_recorded_figures() -> None:
 @needs_detectron2
 def test_detectron2_still_gives_the_recorded_figures() -> None:
     assert plain(figures("detectron2")) == golden("samplers")
-
-
-class _Numbers:
-    """A data set whose elements are their own index, and the worker that read it."""
-
-    def __len__(self) -> int:
-        return 11
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        worker = get_worker_info()
-        return index, -1 if worker is None else worker.id
-
-
-def batches(runtime: str, num_workers: int) -> list[list[int]]:
-    """Return the first batches that a loader over 11 numbers gives."""
-    data = load(runtime, "data")
-    sampler = load(runtime, "data.samplers").TrainingSampler(11, seed=3)
-    loader = data.build_batch_data_loader(_Numbers(), sampler, 4, num_workers=num_workers)
-    return [[index for index, _ in batch] for batch in itertools.islice(iter(loader), 6)]
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("num_workers", [0, 2, 3])
-def test_workers_do_not_change_the_order(num_workers: int) -> None:
-    order = _first(load("lite", "data.samplers").TrainingSampler(11, seed=3), 24)
-    assert batches("lite", num_workers) == [order[i : i + 4] for i in range(0, 24, 4)]
-
-
-@needs_detectron2
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_both_give_the_same_batches(num_workers: int) -> None:
-    assert batches("lite", num_workers) == batches("detectron2", num_workers)

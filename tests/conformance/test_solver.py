@@ -117,11 +117,34 @@ def _groups(runtime: str, options: dict[str, Any]) -> list[Any]:
     ]
 
 
+def _build_optimizer(runtime: str, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Return Detectron2's optimiser, or the same one made from lite's groups and lite's clipping."""
+    solver, settings = load(runtime, "solver"), cfg.SOLVER
+    if runtime == "detectron2":
+        return solver.build_optimizer(cfg, model)
+    groups = solver.get_default_optimizer_params(
+        model,
+        base_lr=settings.BASE_LR,
+        weight_decay_norm=settings.WEIGHT_DECAY_NORM,
+        bias_lr_factor=settings.BIAS_LR_FACTOR,
+        weight_decay_bias=settings.WEIGHT_DECAY_BIAS,
+    )
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=settings.BASE_LR,
+        momentum=settings.MOMENTUM,
+        nesterov=settings.NESTEROV,
+        weight_decay=settings.WEIGHT_DECAY,
+        foreach=True,
+    )
+    return solver.maybe_add_gradient_clipping(cfg, optimizer)
+
+
 def _trained(runtime: str, *options: Any) -> dict[str, Any]:
     """Return what three steps of the config's optimiser make of a model with large gradients."""
     cfg = _config(runtime, *options)
     model = _Model()
-    optimizer = load(runtime, "solver").build_optimizer(cfg, model)
+    optimizer = _build_optimizer(runtime, cfg, model)
     schedule = load(runtime, "solver").build_lr_scheduler(cfg, optimizer)
     for _ in range(3):
         optimizer.zero_grad()

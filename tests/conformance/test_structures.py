@@ -13,10 +13,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "padded with 255": {"pad_value": 255.0},
     "multiple of 1": {"size_divisibility": 1},
     "multiple of 4": {"size_divisibility": 4},
-    "square": {"padding_constraints": {"square_size": 12}},
-    "square rounded up": {"size_divisibility": 8, "padding_constraints": {"square_size": 12}},
-    "constraint wins": {"size_divisibility": 8, "padding_constraints": {"size_divisibility": 5}},
-    "no square": {"size_divisibility": 2, "padding_constraints": {"square_size": 0}},
 }
 
 
@@ -35,8 +31,6 @@ def _describe(batch: Any) -> dict[str, Any]:
         "sizes": [list(map(int, size)) for size in batch.image_sizes],
         "first": [list(batch[0].shape), batch[0].double().sum().item()],
         "length": len(batch),
-        "device": str(batch.device),
-        "halved": str(batch.to(torch.float16).tensor.dtype),
         "contiguous": batch.tensor.is_contiguous(),
     }
 

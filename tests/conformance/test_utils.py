@@ -1,11 +1,9 @@
-"""Event storage, its writers, logging and random state are Detectron2's."""
+"""Event storage, its writers and random state are Detectron2's."""
 
-import json
 import logging
 import random
 import re
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +23,11 @@ def _put(storage: Any, iteration: int) -> None:
     if iteration % 4 == 3:
         storage.put_scalar("[metric]/mIoU", 30.0 + iteration)
         storage.put_scalar("late", 3.0, cur_iter=iteration + 1)
-        with storage.name_scope("scope/"):
-            storage.put_scalar("inner", iteration)
 
 
 def _storage_figures(events: Any) -> dict[str, Any]:
     with events.EventStorage(3) as storage:
-        inside = [events.has_event_storage(), events.get_event_storage() is storage]
+        inside = events.get_event_storage() is storage
         for iteration in range(30):
             storage.iter = iteration
             _put(storage, iteration)
@@ -63,12 +59,11 @@ class _Lines(logging.Handler):
 
 
 def _written(events: Any, folder: str) -> dict[str, Any]:
-    """Run three writers as a trainer does, twice into the same file, and return what they wrote."""
+    """Run the writers as a trainer does, twice into the same folder, and return what they wrote."""
     printed = _Lines()
     for start, stop in [(0, 12), (12, 20)]:
         writers = [
             events.CommonMetricPrinter(20),
-            events.JSONWriter(f"{folder}/metrics.json"),
             events.TensorboardXWriter(folder),
         ]
         writers[0].logger.addHandler(printed)
@@ -86,7 +81,6 @@ def _written(events: Any, folder: str) -> dict[str, Any]:
                 writer.close()
         writers[0].logger.removeHandler(printed)
     return {
-        "metrics.json": Path(f"{folder}/metrics.json").read_text().splitlines(),
         "console": printed.lines,
         "tensorboard": _tensorboard(folder),
     }
@@ -103,36 +97,6 @@ def _tensorboard(folder: str) -> dict[str, Any]:
     }
 
 
-def _logged(logger: Any, folder: str) -> dict[str, Any]:
-    seen = _Lines()
-    target = logging.getLogger("tests.repeats")
-    target.addHandler(seen)
-    for count in range(5):
-        logger.log_first_n(logging.WARNING, f"first two {count}", n=2, name="tests.repeats")
-        logger.log_first_n(logging.WARNING, "by message", name="tests.repeats", key="message")
-        logger.log_first_n(logging.WARNING, "by message", name="tests.repeats", key=("caller", "message"))
-        logger.log_every_n(logging.WARNING, f"every second {count}", n=2, name="tests.repeats")
-        logger.log_every_n_seconds(logging.WARNING, f"seconds {count}", n=1000, name="tests.repeats")
-    target.removeHandler(seen)
-    for rank in (0, 1):
-        name = f"tests.rank{rank}.{logger.__name__}"
-        made = logger.setup_logger(f"{folder}/logs", rank, name=name, configure_stdout=False)
-        again = logger.setup_logger(f"{folder}/logs", rank, name=name, configure_stdout=False)
-        assert made is again
-        made.warning("from rank %d", rank)
-        made.debug("detail")
-    return {
-        "repeats": seen.lines,
-        "files": {file.name: _lines(file) for file in Path(folder, "logs").iterdir()},
-    }
-
-
-def _lines(file: Path) -> list[str]:
-    """Return a log's lines with the date and the runtime's name blotted out."""
-    text = re.sub(r"\d\d/\d\d \d\d:\d\d:\d\d", "<date>", file.read_text())
-    return re.sub(r"(rank\d)\.\S+", r"\1", text).splitlines()
-
-
 def _random_state(env: Any) -> list[Any]:
     env.seed_all_rng(7)
     return [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()]
@@ -146,7 +110,6 @@ def _alone(comm: Any) -> dict[str, Any]:
         "main": comm.is_main_process(),
         "gathered": [comm.all_gather("a"), comm.gather("b"), comm.synchronize()],
         "seed": int(comm.shared_random_seed()),
-        "reduced": {name: value.item() for name, value in comm.reduce_dict({"a": torch.tensor(2.0)}).items()},
     }
 
 
@@ -155,7 +118,6 @@ def figures(runtime: str) -> dict[str, Any]:
         return {
             "storage": _storage_figures(load(runtime, "utils.events")),
             "writers": _written(load(runtime, "utils.events"), folder),
-            "logger": _logged(load(runtime, "utils.logger"), folder),
             "random state": _random_state(load(runtime, "utils.env")),
             "alone": _alone(load(runtime, "utils.comm")),
         }
@@ -171,8 +133,8 @@ def test_detectron2_still_gives_the_recorded_figures() -> None:
 
 
 def test_the_recorded_lines_hold_the_iteration_and_the_median_of_20() -> None:
-    lines = [json.loads(line) for line in golden("utils")["writers"]["metrics.json"]]
-    assert [line["iteration"] for line in lines if "total_loss" in line] == [4, 9, 11, 14, 19]
-    losses = [1.0 / (1 + i) + 0.1 * (i % 3) for i in range(10)]
-    tenth = next(line for line in lines if line["iteration"] == 9)
-    assert tenth["total_loss"] == pytest.approx(np.median(losses))
+    recorded = golden("utils")
+    lines = recorded["writers"]["console"]
+    assert [int(line.split("iter: ")[1].split()[0]) for line in lines] == [4, 9, 12, 14, 19]
+    newest = [1.0 / (1 + i) + 0.1 * (i % 3) for i in range(10, 30)]
+    assert recorded["storage"]["smoothed"]["total_loss"] == [pytest.approx(np.median(newest)), 29]

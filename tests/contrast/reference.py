@@ -172,23 +172,23 @@ def loss_of(
 ) -> Tensor:
     """Return the loss of embedded anchors (their cells, rows and classes) against embedded components."""
     levels = range(len(weights))
-    blocks = [[level] for level in levels] if separate else [list(levels)]
+    groups = [[level] for level in levels] if separate else [list(levels)]
     total, total_weight = None, 0.0
-    for block in blocks:
+    for group in groups:
         losses = []
         for cell, row, label in anchors:
             own = [
                 e.window is not None and e.window.side == 1 and same_cell(e.window, cell) for e in components
             ]
             members = [
-                e for e, is_own in zip(components, own, strict=True) if e.level in block and not is_own
+                e for e, is_own in zip(components, own, strict=True) if e.level in group and not is_own
             ]
             positives = [e for e in members if e.label == label]
             negatives = [e for e in members if e.label != label]
             if positives:
                 losses.append(anchor_loss(row, positives, negatives, weights, temperature, separate, focus))
         if losses:
-            weight = weights[block[0]] if separate else 1.0
+            weight = weights[group[0]] if separate else 1.0
             part = weight * sum(losses[1:], losses[0]) / len(losses)
             total = part if total is None else total + part
             total_weight += weight

@@ -53,8 +53,8 @@ def test_samples_are_balanced_and_without_replacement(
     assert len(chosen) == len(set(chosen)) == min(budget, sum(available.values()))
     assert sample.group[sample.valid].tolist() == [groups[i] for i in chosen]
     assert sample.valid.tolist() == sorted(sample.valid.tolist(), reverse=True)
-    assert sample.group.tolist() == sorted(sample.group.tolist())
-    assert (sample.group[~sample.valid] == 5).all()
+    assert sample.group[sample.valid].tolist() == sorted(sample.group[sample.valid].tolist())
+    assert (sample.group[~sample.valid] == -1).all()
     taken = collections.Counter(groups[i] for i in chosen)
     short = [taken[g] for g in available if taken[g] < available[g]]
     if short:

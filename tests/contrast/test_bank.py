@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hicl_d2.contrast.bank import ComponentBank
-from hicl_d2.contrast.pairing import Columns
+from hicl_d2.contrast.components import Components
 from tests.contrast.batches import make_batch, make_branch
 
 
@@ -30,26 +30,29 @@ def test_equals_a_queue_per_ring(K: int, L: int, size: int, steps: list[list[tup
             value += 1
             present = k < K and level < L
             rows.append([value])
-            classes.append(k if present else K)
+            classes.append(k if present else -1)
             levels.append(level if present else 0)
             if present and fresh[(k, level)] < size:  # of more than a ring holds, the first fill it
                 queues[(k, level)].append(value)
                 fresh[(k, level)] += 1
-        columns = Columns(torch.tensor(classes, dtype=torch.long), torch.tensor(levels, dtype=torch.long))
-        bank.remember(torch.tensor(rows).view(-1, 1), columns)
-        remembered, known = bank.recall()
+        new = (
+            torch.tensor(rows).view(-1, 1),
+            *(torch.tensor(each, dtype=torch.long) for each in (classes, levels)),
+        )
+        bank.remember(Components(*new))
+        recalled = bank.recall()
         for (k, level), queue in queues.items():
-            there = (known.classes == k) & (known.levels == level)
-            assert sorted(remembered[there, 0].tolist()) == sorted(queue)
-        assert int((known.classes < K).sum()) == sum(len(queue) for queue in queues.values())
+            there = (recalled.classes == k) & (recalled.levels == level)
+            assert sorted(recalled.rows[there, 0].tolist()) == sorted(queue)
+        assert int((recalled.classes >= 0).sum()) == sum(len(queue) for queue in queues.values())
     assert int(bank.updates) == len(steps)
 
 
 def test_waits_for_its_start() -> None:
     bank = ComponentBank(2, 1, 4, dim=1, start=2)
     for number in range(3):
-        assert bool((bank.recall()[1].classes < 2).any()) == (number >= 2)
-        bank.remember(torch.ones(1, 1), Columns(torch.tensor([1]), torch.tensor([0])))
+        assert bool((bank.recall().classes >= 0).any()) == (number >= 2)
+        bank.remember(Components(torch.ones(1, 1), torch.tensor([1]), torch.tensor([0])))
 
 
 def test_training_fills_it_and_evaluation_does_not() -> None:
@@ -59,7 +62,7 @@ def test_training_fills_it_and_evaluation_does_not() -> None:
     assert int(branch.bank.written.sum()) == 0
     branch.train()(*make_batch())
     assert int(branch.bank.written.sum()) > 0
-    norms = branch.bank.recall()[0].norm(dim=1)
+    norms = branch.bank.recall().rows.norm(dim=1)
     assert ((norms - 1).abs().lt(1e-6) | norms.eq(0)).all()
 
 

@@ -1,16 +1,23 @@
 """Window statistics and pruning against counting pixel by pixel."""
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hicl_d2.contrast.candidates import cell_classes, count_labels, count_labels_plainly, sum_windows
+from hicl_d2.contrast import candidates, fused
+from hicl_d2.contrast.fused.links import link_levels
 from hicl_d2.contrast.grid import LabelGrid, align_labels
-from hicl_d2.contrast.levels import Level, link_levels, make_levels
-from hicl_d2.contrast.pruning import ClassScores, prune, touches_boundary
+from hicl_d2.contrast.levels import Level, make_levels
+from hicl_d2.contrast.operations import OPERATIONS, Operations
+from hicl_d2.contrast.pruning import prune, touches_boundary
 from tests.contrast.reference import Settings, count_pixels, find_windows, probability
+
+both = pytest.mark.parametrize("operations", OPERATIONS.values(), ids=OPERATIONS.keys())
 
 
 def levels_of(windows: tuple[int, ...], purity: float = 0.9, overlap: bool = False) -> tuple[Level, ...]:
@@ -38,45 +45,41 @@ windows_of = st.lists(st.integers(1, 8), min_size=1, max_size=4, unique=True).ma
 )
 
 
+@both
 @settings(max_examples=60, deadline=None)
 @given(grids(), windows_of, st.booleans(), st.sampled_from([0.0, 0.4, 0.5, 0.51, 0.9, 1.0]))
 def test_counts_equal_counting_pixels(
-    given: tuple[Tensor, LabelGrid], windows: tuple[int, ...], overlap: bool, purity: float
+    operations: Operations,
+    given: tuple[Tensor, LabelGrid],
+    windows: tuple[int, ...],
+    overlap: bool,
+    purity: float,
 ) -> None:
     labels, grid = given
     levels = levels_of(windows, purity, overlap)
-    fast, plain = count_labels(grid, levels), count_labels_plainly(grid, levels)
-    for level, found, pooled in zip(levels, fast, plain, strict=True):
+    for level, found in zip(levels, operations.count_labels(grid, levels), strict=True):
         rows, columns = level.extent(grid.size)
-        assert found.classes.shape == (2, rows, columns)
-        for image in range(2):
-            for i in range(rows):
-                for j in range(columns):
-                    counts = count_pixels(
-                        labels[image].tolist(),
-                        grid.stride,
-                        i * level.step,
-                        j * level.step,
-                        level.window,
-                        grid.num_classes,
-                    )
-                    total, most = sum(counts.values()), max(counts.values(), default=0)
-                    winner = min((k for k, n in counts.items() if n == most), default=grid.num_classes)
-                    for statistics in (found, pooled):
-                        assert int(statistics.labelled[image, i, j]) == total
-                    assert (int(pooled.classes[image, i, j]), int(pooled.count[image, i, j])) == (
-                        winner,
-                        most,
-                    )
-                    if purity <= 0.5 or 2 * most > total:
-                        assert (int(found.classes[image, i, j]), int(found.count[image, i, j])) == (
-                            winner,
-                            most,
-                        )
-                    else:
-                        assert 2 * int(found.count[image, i, j]) <= total
+        assert all(part.shape == (2, rows, columns) for part in found)
+        for image, i, j in itertools.product(range(2), range(rows), range(columns)):
+            counts = count_pixels(
+                labels[image].tolist(),
+                grid.stride,
+                i * level.step,
+                j * level.step,
+                level.window,
+                grid.num_classes,
+            )
+            total, most = sum(counts.values()), max(counts.values(), default=0)
+            winner = min((k for k, n in counts.items() if n == most), default=-1)
+            got = [int(part[image, i, j]) for part in found]
+            assert got[2] == total
+            if operations is OPERATIONS["textbook"] or purity <= 0.5 or 2 * most > total or total == 0:
+                assert got[:2] == [winner, most]
+            else:  # no majority, so the window cannot pass
+                assert 2 * got[1] <= total
 
 
+@both
 @settings(max_examples=40, deadline=None)
 @given(
     grids(),
@@ -86,7 +89,12 @@ def test_counts_equal_counting_pixels(
     st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_pruning_equals_the_loops(
-    given: tuple[Tensor, LabelGrid], windows: tuple[int, ...], overlap: bool, purity: float, coverage: float
+    operations: Operations,
+    given: tuple[Tensor, LabelGrid],
+    windows: tuple[int, ...],
+    overlap: bool,
+    purity: float,
+    coverage: float,
 ) -> None:
     labels, grid = given
     logits = torch.randn(2, grid.num_classes, *grid.size, dtype=torch.float64)
@@ -102,9 +110,9 @@ def test_pruning_equals_the_loops(
     )
     expected = {(k.level, k.image, k.row, k.column): label for k, label in kept.items()}
     got = {}
-    scores = ClassScores(logits)
+    scores = operations.ClassScores(logits)
     for number, (level, statistics, reason) in enumerate(
-        zip(levels, count_labels(grid, levels), reasons, strict=True)
+        zip(levels, operations.count_labels(grid, levels), reasons, strict=True)
     ):
         pruned = prune(grid, statistics, level, scores)
         for image, i, j in (pruned.classes >= 0).nonzero().tolist():
@@ -113,12 +121,14 @@ def test_pruning_equals_the_loops(
     assert got == expected
 
 
-def test_class_probability_is_a_mean_of_softmaxes() -> None:
+@both
+def test_class_probability_is_a_mean_of_softmaxes(operations: Operations) -> None:
     logits = 5 * torch.randn(1, 3, 6, 6, dtype=torch.float64)
-    for level in (Level(2, 2, 0, 0, (0, 1), 1), Level(3, 1, 0, 0, (0, 1), 1)):
+    for level in (Level(2, 2), Level(3, 1), Level(9, 9)):
         rows, columns = level.extent((6, 6))
         classes = torch.randint(3, (1, rows, columns))
-        found = ClassScores(logits).mean_probability(classes, level)
+        found = operations.ClassScores(logits).mean_probability(classes, level)
+        assert found.shape == classes.shape
         for i in range(rows):
             for j in range(columns):
                 expected = probability(
@@ -133,7 +143,7 @@ def test_boundary_windows_hold_or_touch_another_class(overlap: bool) -> None:
     labels[0, :6] = 255
     labels[1, 5, 5] = (labels[1, 5, 5] + 1) % 3
     grid = align_labels(labels, (8, 10), 3)
-    (cells,) = count_labels(grid, levels_of((1,), 0.0))
+    (cells,) = fused.count_labels(grid, levels_of((1,), 0.0))
     sets = [
         [
             [
@@ -165,57 +175,74 @@ def test_boundary_windows_hold_or_touch_another_class(overlap: bool) -> None:
             assert bool(found[b, i, j]) == any(inside)
 
 
-def test_cell_classes() -> None:
+@both
+def test_no_class_is_minus_one(operations: Operations) -> None:
     labels = torch.tensor([[[0, 0, 1, 2], [0, 0, 1, 1], [3, 255, 255, 255], [255, 255, 255, 255]]])
     grid = align_labels(labels, (2, 2), 4)
-    assert cell_classes(grid).tolist() == [[[0, 1], [3, -1]]]
-    assert cell_classes(grid, purity=0.9).tolist() == [[[0, -1], [3, -1]]]
-    assert cell_classes(grid, coverage=0.5).tolist() == [[[0, 1], [-1, -1]]]
+    for level, kept in (
+        (Level.cell(), [[0, 1], [3, -1]]),
+        (Level.cell(purity=0.9), [[0, -1], [3, -1]]),
+        (Level.cell(coverage=0.5), [[0, 1], [-1, -1]]),
+    ):
+        (cells,) = operations.count_labels(grid, [level])
+        assert cells.classes.tolist() == [[[0, 1], [3, -1]]]
+        assert prune(grid, cells, level).classes.tolist() == [kept]
 
 
-def test_a_tie_goes_to_the_lower_class() -> None:
+@both
+def test_a_tie_goes_to_the_lower_class(operations: Operations) -> None:
     labels = torch.tensor([[[2, 1], [1, 2]]])
     grid = align_labels(labels, (1, 1), 3)
-    assert count_labels(grid, levels_of((1,), 0.5))[0].classes.item() == 1
-    assert (
-        prune(grid, count_labels(grid, levels_of((1,), 0.5))[0], levels_of((1,), 0.5)[0]).classes.item() == 1
-    )
+    (level,) = levels_of((1,), 0.5)
+    (found,) = operations.count_labels(grid, [level])
+    assert found.classes.item() == 1
+    assert prune(grid, found, level).classes.item() == 1
 
 
-def test_unlabelled_pixels_never_win() -> None:
+@both
+def test_unlabelled_pixels_never_win(operations: Operations) -> None:
     """Two classes cancel each other's votes, and what is left over must not be taken for a class."""
     labels = torch.tensor([[[255, 0], [1, 255]]])
     grid = align_labels(labels, (1, 1), 2)
-    (found,) = count_labels(grid, levels_of((1,), 0.9))
+    (found,) = operations.count_labels(grid, levels_of((1,), 0.9))
     assert int(found.count) <= 1
     assert prune(grid, found, levels_of((1,), 0.9)[0]).classes.item() == -1
 
 
-def test_more_classes_than_a_byte_holds() -> None:
-    labels = torch.randint(290, 300, (1, 4, 4)).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    grid = align_labels(labels, (8, 8), 300)
+@pytest.mark.parametrize("num_classes", [254, 255, 256, 300])
+def test_as_many_classes_as_a_byte_holds_and_more(num_classes: int) -> None:
+    labels = torch.randint(num_classes - 10, num_classes, (1, 4, 4))
+    labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    labels[:, :5, :6] = -1
+    grid = align_labels(labels, (8, 8), num_classes, ignore_value=-1)
     levels = levels_of((1, 2, 4))
-    for fast, plain in zip(count_labels(grid, levels), count_labels_plainly(grid, levels), strict=True):
+    for fast, plain in zip(
+        fused.count_labels(grid, levels), candidates.count_labels(grid, levels), strict=True
+    ):
+        assert torch.equal(fast.labelled, plain.labelled)
+        assert torch.equal(fast.classes < 0, plain.labelled == 0)
         keep = 2 * plain.count > plain.labelled
         assert torch.equal(fast.classes[keep], plain.classes[keep].int())
         assert torch.equal(fast.count[keep], plain.count[keep])
 
 
-def test_strides_beyond_what_a_byte_counts() -> None:
+@both
+def test_strides_beyond_what_a_byte_counts(operations: Operations) -> None:
     labels = torch.zeros(1, 40, 40, dtype=torch.long)
     labels[:, :, 20:] = 1
     grid = align_labels(labels, (2, 2), 2)
     assert grid.stride == 20
-    (cells,) = count_labels(grid, levels_of((1,)))
+    (cells,) = operations.count_labels(grid, levels_of((1,)))
     assert cells.count.tolist() == [[[400, 400], [400, 400]]]
     assert cells.classes.tolist() == [[[0, 1], [0, 1]]]
 
 
-def test_sum_windows_is_a_box_filter() -> None:
-    cells = torch.randint(9, (2, 7, 8))
+@pytest.mark.parametrize("form", [candidates, fused])
+def test_sum_windows_is_a_box_filter(form: Any) -> None:
+    cells = torch.randint(9, (2, 7, 8)).float()
     for window, step in ((1, 1), (2, 2), (3, 1), (4, 3), (8, 2)):
         expected = cells.unfold(1, window, step).unfold(2, window, step).sum((-1, -2)) if window < 8 else None
-        found = sum_windows(cells, window, step)
+        found = form.sum_windows(cells, Level(window, step))
         if expected is None:
             assert found.shape == (2, 0, 1)
         else:

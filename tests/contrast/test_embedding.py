@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from hicl_d2.contrast import embedding
 from hicl_d2.contrast.embedding import EmbeddingHead
-from tests.contrast.reference import embed
+from hicl_d2.contrast.fused import embedding as fused
+from hicl_d2.contrast.operations import OPERATIONS
+from tests.contrast.reference import embed as embed_one
 
 
 def make_head(layers: int = 2) -> EmbeddingHead:
@@ -16,43 +17,78 @@ def make_head(layers: int = 2) -> EmbeddingHead:
     return head
 
 
+class Embedder(torch.nn.Module):
+    """A head that embeds in one of the two forms, so that its parameters can be swapped."""
+
+    def __init__(self, head: EmbeddingHead, form: str) -> None:
+        super().__init__()
+        self.head, self.form = head, form
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return OPERATIONS[self.form].embed(self.head, rows)
+
+
+both = pytest.mark.parametrize("form", OPERATIONS)
+
+
+@both
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_equals_its_layers_one_row_at_a_time(layers: int) -> None:
+def test_equals_its_layers_one_row_at_a_time(form: str, layers: int) -> None:
     head, rows = make_head(layers), torch.randn(9, 5, dtype=torch.float64)
-    expected = torch.stack([embed(head, row) for row in rows])
-    torch.testing.assert_close(head(rows), expected)
-    torch.testing.assert_close(head.embed_plainly(rows), expected)
-    torch.testing.assert_close(head(rows).norm(dim=1), torch.ones(9, dtype=torch.float64))
+    found = OPERATIONS[form].embed(head, rows)
+    torch.testing.assert_close(found, torch.stack([embed_one(head, row) for row in rows]))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(9, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "gradient"), [(torch.float64, 1e-10, 1e-9), (torch.float32, 1e-6, 1e-5)]
+)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_both_forms_are_equal(layers: int, dtype: torch.dtype, value: float, gradient: float) -> None:
+    head = make_head(layers).to(dtype)
+    rows = torch.randn(600, 5, dtype=dtype, requires_grad=True)
+    weight = torch.randn(600, 4, dtype=dtype) / 600
+    one, other = (operations.embed(head, rows) for operations in OPERATIONS.values())
+    torch.testing.assert_close(one, other, rtol=value, atol=value)
+    grads = (torch.autograd.grad((each * weight).sum(), [rows, *head.parameters()]) for each in (one, other))
+    for got, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=gradient, atol=gradient)
+
+
+@both
 @pytest.mark.parametrize(("layers", "block"), [(2, 2), (1, 100), (2, 100), (3, 2)])
-def test_gradcheck(layers: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "_ROWS", block)
-    head, rows = make_head(layers), torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
-    names = [name for name, _ in head.named_parameters()]
+def test_gradcheck(form: str, layers: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_ROWS", block)
+    embedder, rows = (
+        Embedder(make_head(layers), form),
+        torch.randn(5, 5, dtype=torch.float64, requires_grad=True),
+    )
+    names = [name for name, _ in embedder.named_parameters()]
 
     def run(rows: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = torch.func.functional_call(
-            head, dict(zip(names, parameters, strict=True)), rows
+            embedder, dict(zip(names, parameters, strict=True)), rows
         )
         return found
 
-    assert torch.autograd.gradcheck(run, (rows, *head.parameters()), fast_mode=True)
+    assert torch.autograd.gradcheck(run, (rows, *embedder.parameters()), fast_mode=True)
 
 
-def test_no_rows_give_zero_gradients() -> None:
+@both
+def test_no_rows_give_zero_gradients(form: str) -> None:
     head = make_head()
-    head(torch.zeros(0, 5, dtype=torch.float64)).sum().backward()
+    OPERATIONS[form].embed(head, torch.zeros(0, 5, dtype=torch.float64)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-def test_a_row_embedded_to_zero_stays_finite() -> None:
+@both
+def test_a_row_embedded_to_zero_stays_finite(form: str) -> None:
     head = make_head()
     with torch.no_grad():
         head.output.weight.zero_()
         head.output.bias.zero_()
     rows = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    out = head(rows)
+    out = OPERATIONS[form].embed(head, rows)
     assert not out.any()
     out.sum().backward()
     assert rows.grad is not None
@@ -62,8 +98,10 @@ def test_a_row_embedded_to_zero_stays_finite() -> None:
 def test_rows_without_gradient_leave_the_parameters_theirs() -> None:
     head, rows = make_head(), torch.randn(4, 5, dtype=torch.float64)
     weight = torch.randn(4, 4, dtype=torch.float64)
-    got = torch.autograd.grad((head(rows) * weight).sum(), list(head.parameters()))
-    wanted = torch.autograd.grad((head.embed_plainly(rows) * weight).sum(), list(head.parameters()))
+    got, wanted = (
+        torch.autograd.grad((operations.embed(head, rows) * weight).sum(), list(head.parameters()))
+        for operations in OPERATIONS.values()
+    )
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from hicl_d2.contrast import host
+from hicl_d2.contrast.fused import host
 from tests.contrast.batches import make_batch, make_branch
 from tests.contrast.contrast_tester import ForbidWaiting
 from tests.contrast.test_branch import FORMS

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -175,7 +176,42 @@ def test_a_package_that_pip_built_from_a_repository_tells_the_recorded_commit(
     assert d2._commit(str(tmp_path / "__init__.py")) == "0123456"
 
 
-@pytest.mark.parametrize("text", [None, "{}", "not json", '{"dir_info": {"editable": true}}'])
+@pytest.mark.parametrize("change", ["", "the checkout", "the copy", "a missing module", "no checkout"])
+def test_a_copy_that_pip_installed_from_a_checkout_tells_its_commit_while_both_agree(
+    change: str, repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path_factory.mktemp("site packages")
+    shutil.copytree(repository / "package", site / "package")
+    (site / "other.py").write_text("")
+    _record(monkeypatch, json.dumps({"url": repository.as_uri(), "dir_info": {}}))
+    head = _git(repository, "rev-parse", "--short=7", "HEAD")
+    index = (repository / ".git/index").read_bytes()
+    if change == "the checkout":
+        (repository / "package/__init__.py").write_text("new = 1")
+        _git(repository, "commit", "-q", "-a", "-m", "second")
+    elif change == "the copy":
+        (site / "package/__init__.py").write_text("new = 1")
+    elif change == "a missing module":
+        (site / "package/__init__.py").unlink()
+    elif change == "no checkout":
+        shutil.rmtree(repository / ".git")
+    expected = "local copy" if change else head
+    assert d2._commit(str(site / "package" / "__init__.py")) == expected
+    if not change:
+        assert (repository / ".git/index").read_bytes() == index
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{}",
+        "not json",
+        "[]",
+        '{"url": "https://host/a.whl", "archive_info": {}}',
+        '{"dir_info": {"editable": true}}',
+    ],
+)
 def test_without_a_record_it_is_a_release(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

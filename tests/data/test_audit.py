@@ -1,14 +1,16 @@
 """The audit counts what a loop counts, and finds what would make training go wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hicl_d2.data.audit import PURITIES, Question, audit_dataset, find_shared, look_at
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.data.audit import PURITIES, Question, audit_dataset, find_shared, judge_absent, look_at
 from hicl_d2.data.audit_report import as_json, as_text
-from hicl_d2.data.datasets.registry import load_records
+from hicl_d2.data.datasets.registry import load_records, register_semantic
 from tests.data.conftest import write_pair
 
 WINDOWS = (1, 2, 4)
@@ -120,3 +122,76 @@ def test_palette_images_are_pointed_out(small_root: Path) -> None:
     labels.save(path)
     audit = audit_dataset("camvid_train", windows=WINDOWS)
     assert any("1 label maps are palette images" in line for line in audit.warnings)
+
+
+def _set_labels(root: Path, split: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    for path in sorted((root / "camvid/annotations" / split).glob("*.png")):
+        with Image.open(path) as image:
+            labels = np.array(image)
+        Image.fromarray(change(labels).astype(np.uint8)).save(path)
+
+
+def test_a_class_that_training_lacks_is_a_fault_and_elsewhere_a_warning(small_root: Path) -> None:
+    _set_labels(small_root, "train", lambda labels: np.where(labels == 4, 255, labels))
+    _set_labels(small_root, "test", lambda labels: np.where(labels == 5, 255, labels))
+    audits = [audit_dataset(name, windows=WINDOWS) for name in ("camvid_train", "camvid_test")]
+    judge_absent(audits, ("camvid_train",))
+    assert audits[0].faults == ["1 classes have no pixel in the training data: sidewalk"]
+    assert audits[1].faults == []
+    assert "1 classes have no pixel: tree" in audits[1].warnings
+
+
+def test_a_class_that_another_training_set_has_is_a_warning(small_root: Path) -> None:
+    _set_labels(small_root, "train", lambda labels: np.where(labels == 4, 255, labels))
+    audits = [audit_dataset(name, windows=WINDOWS) for name in ("camvid_train", "camvid_val")]
+    judge_absent(audits, ("camvid_train", "camvid_val"))
+    assert audits[0].faults == audits[1].faults == []
+    assert "1 classes have no pixel: sidewalk" in audits[0].warnings
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda labels: np.where(labels == 255, 0, labels % 11 + 1), "if classes count from 1 to 11"),
+        (lambda labels: labels % 11 + 1, "if classes count from 1 to 11"),
+        (lambda labels: (labels > 4) * 255, "if 255 is a class here"),
+    ],
+)
+def test_values_that_are_shifted_or_masks_get_a_hint(
+    small_root: Path, change: Callable[[np.ndarray], np.ndarray], hint: str
+) -> None:
+    _set_labels(small_root, "train", change)
+    audit = audit_dataset("camvid_train", windows=WINDOWS)
+    judge_absent([audit], ("camvid_train",))
+    assert any(hint in line for line in audit.faults)
+
+
+def test_an_ignored_label_among_the_classes_has_no_share(small_root: Path) -> None:
+    _set_labels(small_root, "train", lambda labels: np.where(labels == 255, 0, labels))
+    name, classes = "dummy_class", ["dummy", *"abcdefghij"]  # Detectron2's way to ignore label 0
+    register_semantic(
+        name, lambda: load_records("camvid_train"), classes=classes, colours=[(0, 0, 0)] * 11, ignore_label=0
+    )
+    try:
+        audit = audit_dataset(name, windows=WINDOWS)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    judge_absent([audit], (name,))
+    assert not audit.faults
+    labels = [np.array(Image.open(record["sem_seg_file_name"])) for record in load_records("camvid_train")]
+    everything = np.concatenate([part.ravel() for part in labels])
+    found = as_json([audit], [])["datasets"][0]["classes"]
+    counted = everything[everything != 0]
+    shares = [0.0, *[float((counted == number).sum() / counted.size) for number in range(1, 11)]]
+    np.testing.assert_allclose([part["share"] for part in found], shares)
+    assert found[0]["images"] == 0
+
+
+def test_dark_images_of_16_bits_are_pointed_out(small_root: Path) -> None:
+    path = small_root / "camvid/images/train/train_00.png"
+    Image.fromarray(np.full((36, 48), 4000, dtype=np.uint16)).save(path)
+    audit = audit_dataset("camvid_train", windows=WINDOWS)
+    assert (
+        f"1 images of 16 bits are nearly black in 8 bits, the first is {path}; scale them" in audit.warnings
+    )

@@ -11,9 +11,10 @@ from PIL import Image
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
-from hicl_d2.d2.data import DatasetMapper, detection_utils
+from hicl_d2.d2.projects import original
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.mapper import SemanticMapper, build_augmentations
+from tests.support.plain_mapper import PlainMapper, read_plainly
 
 
 def _seed(seed: int) -> None:
@@ -33,10 +34,11 @@ def _assert_equal(mapped: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.usefixtures("small_root")
-def test_result_is_that_of_the_runtimes_mapper(cfg: CfgNode, is_train: bool) -> None:
+def test_result_is_that_of_detectron2s_mapper_or_a_plain_one(cfg: CfgNode, is_train: bool) -> None:
     cfg.INPUT.CROP.SIZE = (20, 24)
     augmentations = build_augmentations(cfg, is_train)
-    theirs = DatasetMapper(is_train, augmentations=augmentations, image_format="BGR")
+    mapper_class = original("data", "DatasetMapper") or PlainMapper
+    theirs = mapper_class(is_train, augmentations=augmentations, image_format="BGR")
     ours = SemanticMapper(cfg, is_train)
     for seed, record in enumerate(load_records("camvid_train")):
         _seed(seed)
@@ -119,7 +121,7 @@ def test_image_without_labels_is_mapped(cfg: CfgNode) -> None:
 def test_channels_follow_the_config(cfg: CfgNode, image_format: str) -> None:
     cfg.INPUT.FORMAT = image_format
     record = load_records("camvid_test")[0]
-    expected = detection_utils.read_image(record["file_name"], image_format).transpose(2, 0, 1)
+    expected = read_plainly(record["file_name"], image_format).transpose(2, 0, 1)
     np.testing.assert_array_equal(SemanticMapper(cfg, False)(record)["image"].numpy(), expected)
 
 

@@ -79,6 +79,40 @@ def test_it_is_indexed_as_an_array(image_format: str, index: Any) -> None:
     assert len(picture.shape) == picture.ndim == 3
 
 
+class Resize(T.Augmentation):
+    """Resize to one size."""
+
+    def __init__(self, height: int, width: int, interp: int = Image.Resampling.BILINEAR) -> None:
+        self.size, self.interp = (height, width), interp
+
+    def get_transform(self, image: Any) -> T.Transform:
+        return T.ResizeTransform(*image.shape[:2], *self.size, self.interp)
+
+
+class Blend(T.Transform):
+    """Move every pixel halfway to one value."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return (0.5 * img + 0.5 * self.value).astype(np.uint8)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation
+
+
+class Contrast(T.Augmentation):
+    """Blend the image with its mean, for which all of its pixels must be made."""
+
+    def get_transform(self, image: Any) -> T.Transform:
+        return Blend(image.mean())
+
+
 PIPELINES = {
     "recipe": lambda: [
         T.ResizeShortestEdge((30, 50), 100, "range"),
@@ -89,15 +123,11 @@ PIPELINES = {
         T.ResizeShortestEdge((60,), 100, "choice"),
         T.RandomCrop_CategoryAreaConstraint("absolute", (24, 28), 0.4, 255),
     ],
-    "crop first": lambda: [T.RandomCrop("relative", (0.7, 0.8)), T.Resize((40, 50)), T.RandomFlip()],
-    "resized twice": lambda: [T.Resize((50, 60)), T.Resize((30, 70)), T.RandomCrop("absolute", (20, 20))],
-    "flip between": lambda: [T.Resize((50, 60)), T.RandomFlip(), T.RandomCrop("absolute", (20, 20))],
-    "looks at pixels": lambda: [
-        T.Resize((50, 60)),
-        T.RandomContrast(0.5, 1.5),
-        T.RandomCrop("absolute", (20, 20)),
-    ],
-    "nearest": lambda: [T.Resize((47, 61), NEAREST), T.RandomCrop("absolute", (20, 20))],
+    "crop first": lambda: [T.RandomCrop("relative", (0.7, 0.8)), Resize(40, 50), T.RandomFlip()],
+    "resized twice": lambda: [Resize(50, 60), Resize(30, 70), T.RandomCrop("absolute", (20, 20))],
+    "flip between": lambda: [Resize(50, 60), T.RandomFlip(), T.RandomCrop("absolute", (20, 20))],
+    "looks at pixels": lambda: [Resize(50, 60), Contrast(), T.RandomCrop("absolute", (20, 20))],
+    "nearest": lambda: [Resize(47, 61, NEAREST), T.RandomCrop("absolute", (20, 20))],
     "nothing": lambda: [],
 }
 

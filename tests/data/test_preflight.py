@@ -1,6 +1,7 @@
 """What is wrong with a config's data is said before training, in one line."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
-from hicl_d2.data import check_datasets
-from hicl_d2.data.datasets.registry import register_semantic
+from hicl_d2.data import check_datasets, preflight
+from hicl_d2.data.datasets.registry import load_records, register_semantic
+from hicl_d2.data.preflight import unseen_classes
+from hicl_d2.reading import read_labels
 from tests.test_reading import refusal
 
 
@@ -104,3 +107,137 @@ def test_ranges_and_shares_have_their_own_rules(cfg: CfgNode) -> None:
     assert "shares of the image above 0 and up to 1" in refusal(lambda: check_datasets(cfg))
     cfg.INPUT.CROP.SIZE = [0.5, 1.0]
     check_datasets(cfg)
+
+
+def _train_labels(root: Path) -> list[Path]:
+    return sorted((root / "camvid/annotations/train").glob("*.png"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_every_test_image_is_known_before_training(small_root: Path, cfg: CfgNode, suffix: str) -> None:
+    odd = small_root / f"camvid/images/test/test_02.{suffix}"
+    (small_root / "camvid/images/test/test_02.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(odd, exif=exif)
+    Image.fromarray(np.zeros((30, 20), dtype=np.uint8)).save(
+        small_root / "camvid/annotations/test/test_02.png"
+    )
+    first = str(small_root / "camvid/images/val/val_00.png")
+    assert preflight.test_image_sizes(cfg) == {(36, 48): first, (30, 20): str(odd)}
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((1, 3000), "would be left (INPUT.MIN_SIZE_TEST 36, INPUT.MAX_SIZE_TEST 1333)"),
+        ((30, 40), "is 30 x 40, but its label map"),
+        (None, "this image is in no format that Pillow knows"),
+    ],
+)
+def test_a_test_image_that_cannot_be_used_is_named_before_training(
+    small_root: Path, cfg: CfgNode, size: tuple[int, int] | None, message: str
+) -> None:
+    """One in the middle, which the sample of files that are read whole does not hold."""
+    path = small_root / "camvid/images/test/test_02.png"
+    if size is None:
+        path.write_bytes(b"nothing")
+    else:
+        Image.fromarray(np.zeros((*size, 3), dtype=np.uint8)).save(path)
+        if size[0] == 1:
+            Image.fromarray(np.zeros(size, dtype=np.uint8)).save(
+                small_root / "camvid/annotations/test/test_02.png"
+            )
+    found = refusal(lambda: preflight.test_image_sizes(cfg))
+    assert str(path) in found
+    assert message in found
+
+
+@pytest.mark.usefixtures("small_root")
+def test_a_label_map_that_is_turned_by_the_sizes_passes(small_root: Path, cfg: CfgNode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = small_root / "camvid/images/test/test_02.png"
+    Image.fromarray(np.zeros((36, 48, 3), dtype=np.uint8)).save(
+        path, exif=exif
+    )  # its label map is not turned
+    assert preflight.test_image_sizes(cfg)[48, 36] == str(path)
+
+
+@pytest.mark.usefixtures("small_root")
+def test_classes_that_training_has_need_no_warning(cfg: CfgNode) -> None:
+    assert unseen_classes(cfg) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "start", "end"),
+    [
+        (lambda v: np.where(v == 3, 255, v), "class 'road' has no pixel in the training data", "counts all"),
+        (
+            lambda v: np.where(v > 8, 255, v),
+            "2 classes have no pixel in the training data: bicyclist, ped",
+            "",
+        ),
+        (
+            lambda v: (v > 3) * 255,
+            "10 classes have no pixel",
+            "{0: name, 255: name}; check_dataset.py counts all",
+        ),
+    ],
+)
+def test_classes_that_training_lacks_are_named(
+    small_root: Path, cfg: CfgNode, change: Callable[[np.ndarray], np.ndarray], start: str, end: str
+) -> None:
+    for path in _train_labels(small_root):
+        with Image.open(path) as image:
+            labels = np.array(image)
+        Image.fromarray(change(labels).astype(np.uint8)).save(path)
+    warning = unseen_classes(cfg)
+    assert warning.startswith(start)
+    assert warning.endswith(end)
+
+
+def test_a_sample_says_how_many_were_looked_at(
+    small_root: Path, cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, path in enumerate(_train_labels(small_root)):
+        Image.fromarray(np.full((36, 48), number, dtype=np.uint8)).save(path)
+    monkeypatch.setattr(preflight, "LABEL_SAMPLES", 4)
+    read: list[str] = []
+    monkeypatch.setattr(preflight, "read_labels", lambda path: read.append(path) or read_labels(path))
+    warning = unseen_classes(cfg)
+    assert "have no pixel in the 4 of 7 training label maps looked at: " in warning
+    assert [Path(path).stem for path in read] == ["train_00", "train_02", "train_04", "train_06"]
+
+
+def test_reading_ends_when_every_class_has_been_seen(
+    small_root: Path, cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _train_labels(small_root)[0]
+    Image.fromarray((np.arange(36 * 48).reshape(36, 48) % 11).astype(np.uint8)).save(first)
+    read: list[str] = []
+    monkeypatch.setattr(preflight, "read_labels", lambda path: read.append(path) or read_labels(path))
+    assert unseen_classes(cfg) == ""
+    assert read == [str(first)]
+
+
+@pytest.mark.usefixtures("small_root")
+def test_images_without_truth_are_said_where_they_would_end_the_run(cfg: CfgNode) -> None:
+    for train in (True, False):
+        name = "without_truth"
+        records = load_records("camvid_train")[:3]
+        del records[1]["sem_seg_file_name"]
+        register_semantic(name, lambda: records, classes=["a"] * 11, colours=[(0, 0, 0)] * 11)  # noqa: B023
+        try:
+            setattr(cfg.DATASETS, "TRAIN" if train else "TEST", (name,))
+            message = refusal(lambda: check_datasets(cfg, train=train))  # noqa: B023
+            assert f"1 of 3 images have no label map, the first is {records[1]['file_name']}" in message
+            assert ("UNLABELLED: skip" if train else "TEST.SUBMISSION True") in message
+            cfg.TEST.SUBMISSION = True
+            if not train:
+                check_datasets(cfg, train=False)
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        cfg.TEST.SUBMISSION = False
+        cfg.DATASETS.TRAIN = ("camvid_train",)

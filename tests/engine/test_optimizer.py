@@ -8,8 +8,8 @@ from torch import nn
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
-from hicl_d2.d2 import solver
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.projects import original
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer, parameter_groups
 
 
@@ -53,10 +53,19 @@ def test_plain_sgd_is_detectron2_s() -> None:
     model = _Model()
     del model.queries, model.backbone.relative_position_bias_table
     cfg = _config(NESTEROV=True, WEIGHT_DECAY_BIAS=0.0, BIAS_LR_FACTOR=2.0)
-    ours, theirs = build_optimizer(cfg, model), solver.build_optimizer(cfg, model)
-    assert type(ours) is type(theirs)
-    assert _settings(ours, model) == _settings(theirs, model)
-    assert ours.defaults == theirs.defaults
+    ours = build_optimizer(cfg, model)
+    assert type(ours) is torch.optim.SGD
+    linear = {".weight": (0.001, 1e-4), ".bias": (0.002, 0.0)}
+    norm = {".weight": (0.001, 0.0), ".bias": (0.002, 0.0)}
+    kinds = {"backbone.0": linear, "backbone.1": norm, "backbone_like": linear, "predictor": linear}
+    expected = {module + name: values for module, kind in kinds.items() for name, values in kind.items()}
+    assert _settings(ours, model) == expected
+    settings = {"lr": 0.001, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True, "foreach": True}
+    assert ours.defaults == torch.optim.SGD([nn.Parameter(torch.zeros(1))], **settings).defaults
+    theirs = original("solver", "build_optimizer")
+    if theirs is not None:
+        assert _settings(theirs(cfg, model), model) == expected
+        assert theirs(cfg, model).defaults == ours.defaults
 
 
 def test_without_the_project_s_keys_it_is_sgd_over_everything_alike() -> None:

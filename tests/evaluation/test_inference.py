@@ -113,6 +113,33 @@ def test_sizes_and_flips_are_averaged(image_file, average_probabilities):
     assert torch.allclose(result, expected / 4, atol=1e-4)
 
 
+@pytest.mark.parametrize("base", ["MaskFormer", "HiCLMaskFormer", "SemanticSegmentor"])
+@pytest.mark.parametrize("with_branch", [True, False])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_mask_formers_scores_are_averaged_as_they_are_over_sizes_of_the_resized_image(
+    image_file, base, with_branch, softmax
+):
+    """Every pass written out by hand with Pillow."""
+    cfg = get_hicl_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HICL.BASE = ("HiCL", base) if with_branch else (base, "none")
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG_SOFTMAX = True, (24, 40), softmax
+    cfg.INPUT.FORMAT = "RGB"
+    with Image.open(image_file["file_name"]) as image:
+        given = image.resize((45, 30), Image.Resampling.BILINEAR)
+        start = image.copy() if base == "SemanticSegmentor" else given
+    model = PerPixel(bias=3.0)
+    record = {**image_file, "image": torch.from_numpy(np.array(given)).permute(2, 0, 1)}
+    result = for_testing(cfg, model)([record])[0]["sem_seg"]
+    expected = torch.zeros(3, 40, 60)
+    for width, height in ((36, 24), (60, 40)):
+        resized = np.array(start.resize((width, height), Image.Resampling.BILINEAR))
+        for turned in (resized, resized[:, ::-1].copy()):
+            scores = model([{**image_file, "image": torch.from_numpy(turned).permute(2, 0, 1)}])[0]["sem_seg"]
+            scores = scores.softmax(0) if softmax and base == "SemanticSegmentor" else scores
+            expected += scores if turned is resized else scores.flip(2)
+    assert torch.allclose(result, expected / 4, atol=1e-4)
+
+
 def test_nothing_is_put_around_a_model_unless_asked():
     cfg = get_hicl_cfg()
     model = PerPixel()

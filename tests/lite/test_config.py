@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import config, defaults
-from hicl_d2.lite.config import CfgNode, configurable, get_cfg, set_global_cfg
+from hicl_d2.lite import defaults
+from hicl_d2.lite.config import CfgNode, configurable, get_cfg
 
 
 def _write(folder: Path, text: str) -> str:
@@ -80,23 +80,6 @@ def test_a_frozen_config_takes_no_value() -> None:
     cfg.COMPUTED_BY_CODE = 3  # keys of this prefix are computed once, frozen or not
     with pytest.raises(KeyError):
         cfg.COMPUTED_BY_CODE = 4
-
-
-def test_the_global_config_is_set_in_place() -> None:
-    held = config.global_cfg
-    cfg = get_cfg()
-    cfg.GLOBAL.HACK = 2.5
-    set_global_cfg(cfg)
-    assert held is config.global_cfg
-    assert held.GLOBAL.HACK == 2.5
-    held.clear()
-
-
-def test_what_only_detectron2_has_says_so() -> None:
-    with pytest.raises(ImportError, match=r"config\.LazyConfig: this needs Detectron2.*install"):
-        config.LazyConfig  # noqa: B018
-    with pytest.raises(AttributeError):
-        config.NoSuchName  # noqa: B018
 
 
 class _Base:

@@ -1,94 +1,22 @@
-"""The loop over a data set, Detectron2's evaluator, and what is done with results."""
+"""The loop over a data set, and what is done with results."""
 
-import json
 import logging
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import nn
 
-from hicl_d2.command.errors import InputError
 from hicl_d2.lite import evaluation
 from hicl_d2.lite.config import get_cfg
-from hicl_d2.lite.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.lite.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
-    SemSegEvaluator,
-    flatten_results_dict,
     inference_on_dataset,
     print_csv_format,
     verify_results,
 )
-
-TRUTH = np.array([[0, 0, 1], [1, 1, 255]], dtype=np.uint8)
-PREDICTION = np.array([[0, 1, 1], [1, 1, 2]])
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    Image.fromarray(TRUTH).save(tmp_path / "truth.png")
-    name = f"lite_evaluation_{tmp_path.name}"
-    record = {"file_name": "image.jpg", "sem_seg_file_name": str(tmp_path / "truth.png")}
-    DatasetCatalog.register(name, lambda: [record])
-    MetadataCatalog.get(name).set(stuff_classes=["sky", "road", "car"], ignore_label=255)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def scores_of(labels):
-    return torch.from_numpy(np.eye(3, dtype=np.float32)[labels]).permute(2, 0, 1)
-
-
-def run(name, labels=PREDICTION, **options):
-    loader = [[{"file_name": "image.jpg"}]]
-    evaluator = SemSegEvaluator(name, **options)
-    return inference_on_dataset(lambda inputs: [{"sem_seg": scores_of(labels)}], loader, evaluator)
-
-
-def test_scores_follow_from_the_definitions(dataset):
-    # truth: sky 2, road 3; predicted on them: sky 1 (right), road 4 (3 right); the ignored pixel counts
-    # nowhere
-    scores = run(dataset)["sem_seg"]
-    assert scores["IoU-sky"] == pytest.approx(50.0)
-    assert scores["IoU-road"] == pytest.approx(75.0)
-    assert math.isnan(scores["IoU-car"])
-    assert scores["mIoU"] == pytest.approx(62.5)
-    assert scores["fwIoU"] == pytest.approx(100 * (2 / 5 * 0.5 + 3 / 5 * 0.75))
-    assert scores["mACC"] == pytest.approx(75.0)
-    assert scores["pACC"] == pytest.approx(80.0)
-    assert scores["ACC-sky"] == pytest.approx(50.0)
-
-
-def test_files_hold_the_scores_and_every_predicted_mask(dataset, tmp_path):
-    scores = run(dataset, output_dir=str(tmp_path / "out"))["sem_seg"]
-    # readable under torch's safe default: no NumPy scalar inside
-    saved = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=True)
-    assert saved == pytest.approx(scores, nan_ok=True)
-    entries = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
-    assert [entry["category_id"] for entry in entries] == [0, 1, 2]
-    for entry in entries:
-        assert entry["file_name"] == "image.jpg"
-        assert (coco_mask.decode(entry["segmentation"]) == (entry["category_id"] == PREDICTION)).all()
-
-
-def test_categories_are_the_data_sets_own_ids(dataset, tmp_path):
-    MetadataCatalog.get(dataset).stuff_dataset_id_to_contiguous_id = {7: 0, 8: 1, 21: 2}
-    run(dataset, output_dir=str(tmp_path))
-    entries = json.loads((tmp_path / "sem_seg_predictions.json").read_text())
-    assert [entry["category_id"] for entry in entries] == [7, 8, 21]
-
-
-@pytest.mark.parametrize("value", [3, 4, 17])
-def test_a_label_outside_the_classes_is_an_error(dataset, tmp_path, value):
-    Image.fromarray(np.full((2, 3), value, dtype=np.uint8)).save(tmp_path / "truth.png")
-    with pytest.raises(InputError, match=rf"truth\.png: label value {value} is none of the 3 classes"):
-        run(dataset)
+from hicl_d2.lite.evaluation.testing import flatten_results_dict
 
 
 class Recorder(DatasetEvaluator):
@@ -211,10 +139,3 @@ def test_expected_results_hold_or_end_the_run(rows, holds):
 
 def test_nested_results_become_one_level():
     assert flatten_results_dict({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {"a/b/c": 1, "a/d": 2, "e": 3}
-
-
-def test_what_only_detectron2_has_says_so():
-    with pytest.raises(ImportError, match=r"evaluation\.COCOEvaluator: this needs Detectron2"):
-        _ = evaluation.COCOEvaluator
-    with pytest.raises(AttributeError):
-        _ = evaluation.NoSuchEvaluator

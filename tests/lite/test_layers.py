@@ -13,15 +13,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import layers
 from hicl_d2.lite.layers import (
     ASPP,
     CNNBlockBase,
     Conv2d,
     DepthwiseSeparableConv2d,
     FrozenBatchNorm2d,
-    ShapeSpec,
-    cat,
     get_norm,
 )
 
@@ -236,13 +233,6 @@ def test_a_norm_that_cannot_be_made_is_one_line(norm, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_lite_does_not_have_says_what_it_needs():
-    with pytest.raises(ImportError, match="needs Detectron2"):
-        layers.DeformConv  # noqa: B018
-    with pytest.raises(AttributeError):
-        layers.NoSuchLayer  # noqa: B018
-
-
 def test_a_separable_convolution_is_one_per_channel_and_one_over_channels():
     torch.manual_seed(0)
     layer = DepthwiseSeparableConv2d(3, 5, 3, 2, 2, norm1="", norm2="", activation1=torch.relu)
@@ -299,10 +289,3 @@ def test_a_map_that_windows_do_not_divide_is_refused_as_in_detectron2(size):
     aspp = ASPP(4, 6, [1, 2, 3], norm="BN", activation=F.relu, pool_kernel_size=(3, 4))
     with pytest.raises(ValueError, match="pooling window"):
         aspp(numbers(2, 4, *size))
-
-
-def test_small_things():
-    assert ShapeSpec(channels=3) == ShapeSpec(3, None, None, None)
-    x = numbers(2, 3)
-    assert cat([x]) is x
-    assert torch.equal(cat([x, x], dim=1), torch.cat([x, x], 1))

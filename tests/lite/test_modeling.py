@@ -9,22 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import modeling
 from hicl_d2.lite.config import get_cfg
 from hicl_d2.lite.layers import FrozenBatchNorm2d, ShapeSpec
 from hicl_d2.lite.modeling import (
     BACKBONE_REGISTRY,
-    FPN,
     META_ARCH_REGISTRY,
     Backbone,
     ResNet,
-    SemanticSegmentor,
-    SemSegFPNHead,
     build_backbone,
     build_model,
-    sem_seg_postprocess,
 )
+from hicl_d2.lite.modeling.backbone.fpn import FPN
 from hicl_d2.lite.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from hicl_d2.lite.modeling.meta_arch.semantic_seg import SemanticSegmentor, SemSegFPNHead
+from hicl_d2.lite.modeling.postprocessing import sem_seg_postprocess
 
 # Parameters without the classifier, as counted for the networks of the paper.
 PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
@@ -89,14 +87,6 @@ def test_resnets_have_as_many_parameters_as_the_paper_s(depth):
     assert shapes == {f"res{n}": (wide << (n + 4), 1 << n) for n in (2, 3, 4, 5)}
 
 
-def test_default_stages_are_those_of_the_config():
-    with torch.device("meta"):
-        built = build_backbone(resnet_cfg(50))
-        made = ResNet(BasicStem(3, 64), ResNet.make_default_stages(50, norm="BN"))
-    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (built, made)]
-    assert shapes[0] == shapes[1]
-
-
 @pytest.mark.parametrize("stride_in_1x1", [True, False])
 def test_the_stride_of_a_bottleneck_is_in_the_convolution_that_is_asked_for(stride_in_1x1):
     block = BottleneckBlock(8, 16, bottleneck_channels=4, stride=2, stride_in_1x1=stride_in_1x1)
@@ -134,7 +124,6 @@ def test_stages_that_nobody_reads_are_not_kept():
 
 def test_without_out_features_the_last_layer_is_given_out():
     assert list(small_resnet()(numbers(1, 3, 32, 32))) == ["res4"]
-    assert small_resnet(num_classes=7)(numbers(2, 3, 32, 32))["linear"].shape == (2, 7)
 
 
 @pytest.mark.parametrize("names", [["res9"], [], ["res2", "linear"]])
@@ -198,7 +187,6 @@ def test_the_pyramid_adds_upsampled_levels(fuse_type):
     torch.testing.assert_close(found["p3"], fpn.fpn_output3(coarse))
     torch.testing.assert_close(found["p2"], fpn.fpn_output2(fine))
     assert fpn.size_divisibility == 8
-    assert fpn.padding_constraints == {"square_size": 0}
 
 
 def test_the_top_level_is_every_second_pixel():
@@ -308,7 +296,7 @@ def test_registered_names_are_built_from_the_config():
         cfg.MODEL.BACKBONE.NAME = "Tiny"
         backbone = build_backbone(cfg)
         assert backbone.output_shape() == {"x": ShapeSpec(channels=4, stride=4)}
-        assert (backbone.size_divisibility, backbone.padding_constraints) == (0, {})
+        assert backbone.size_divisibility == 0
         assert backbone.conv.in_channels == len(cfg.MODEL.PIXEL_MEAN)
     finally:
         BACKBONE_REGISTRY._obj_map.pop("Tiny")
@@ -334,8 +322,3 @@ def test_a_segmentor_can_be_made_without_a_config():
     assert model.device.type == "cpu"
     assert torch.isfinite(model(batch((32, 32)))["loss_sem_seg"])
     assert "SemanticSegmentor" in META_ARCH_REGISTRY
-
-
-def test_what_lite_does_not_have_says_what_it_needs():
-    with pytest.raises(ImportError, match="GeneralizedRCNN: this needs Detectron2"):
-        modeling.GeneralizedRCNN  # noqa: B018

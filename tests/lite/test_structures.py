@@ -1,11 +1,9 @@
 """A batch of images of several sizes holds each of them, and nothing but the padding beside."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hicl_d2.lite import structures
 from hicl_d2.lite.structures import ImageList
 
 sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -40,8 +38,3 @@ def test_a_batch_does_not_share_memory_with_its_image() -> None:
     image = torch.zeros(1, 4, 4)
     ImageList.from_tensors([image]).tensor.fill_(1.0)
     assert image.sum() == 0
-
-
-def test_structures_of_detection_ask_for_detectron2() -> None:
-    with pytest.raises(ImportError, match=r"structures\.Instances: this needs Detectron2"):
-        structures.Instances  # noqa: B018

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-import hicl_d2.modeling  # noqa: F401 - registers models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
-from tests.modeling.mask_formers import mask_former_batch, mask_former_cfg
-from tests.modeling.models import deeplab_cfg
+from tests.modeling.deeplab.models import deeplab_cfg
+from tests.modeling.mask_former.models import mask_former_batch, mask_former_cfg
 
 
 def _deeplab(head: str) -> Callable[[], CfgNode]:

@@ -38,7 +38,7 @@ def test_the_base_keeps_parameters_losses_and_predictions(name, batch):
     with torch.no_grad():
         pairs = zip(base.eval()(batch), model.eval()(batch), strict=True)
         assert all(torch.equal(a["sem_seg"], b["sem_seg"]) for a, b in pairs)
-    assert [tap.value for tap in model._hicl_taps.values()] == [None, None, None]
+    assert [tap.value for tap in model.hicl.attachment.taps.values()] == [None, None, None]
 
 
 @each_case
@@ -103,7 +103,8 @@ def test_an_averaged_copy_follows_the_model_and_predicts_without_the_branch(name
     average.eval()
     with torch.no_grad():
         assert average(batch)[0]["sem_seg"].shape[0] == 7
-    assert average.module._hicl_taps["feature"] is not model._hicl_taps["feature"]
+    taps, copied = model.hicl.attachment.taps, average.module.hicl.attachment.taps
+    assert all(copied[role] is not tap for role, tap in taps.items())
 
 
 @pytest.mark.slow

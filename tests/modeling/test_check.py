@@ -8,12 +8,9 @@ import torch
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
-from hicl_d2.d2 import transforms as T
-from hicl_d2.d2.layers import ShapeSpec
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
-from hicl_d2.modeling import DeepLabV3PlusHead, check_model_config, check_test_sizes
-from hicl_d2.modeling.check import backbone_strides
-from tests.modeling.models import DEEPLAB_HEADS, deeplab_cfg
+from hicl_d2.modeling.check import backbone_strides, check_model_config
+from tests.modeling.deeplab.models import DEEPLAB_HEADS, deeplab_cfg
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
@@ -169,75 +166,3 @@ def test_a_detection_model_may_leave_the_semantic_head_as_it_is():
     cfg.MODEL.DEVICE = "cpu"
     if USES_DETECTRON2:
         check_model_config(cfg)
-
-
-def sizes_cfg(crop, short_side, longest=2048, **settings):
-    cfg = deeplab_cfg(crop=crop, **settings)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = short_side, longest
-    return cfg
-
-
-@pytest.mark.parametrize(
-    ("crop", "short_side", "longest", "size"),
-    [
-        ((512, 1024), 1024, 2048, (1024, 2048)),
-        ((192, 256), 192, 256, (360, 480)),
-        ((368, 480), 360, 480, (360, 480)),
-        ((352, 480), 352, 480, (360, 480)),
-        ((64, 96), 0, 10, (128, 96)),
-        (None, 77, 100, (33, 51)),
-    ],
-)
-def test_sizes_of_test_images_that_fit_the_crop_pass(crop, short_side, longest, size):
-    check_test_sizes(sizes_cfg(crop, short_side, longest), [size, size])
-
-
-@pytest.mark.parametrize("hint", [True, False])
-def test_a_size_that_the_pooling_does_not_fit_is_one_line_with_one_that_does(hint):
-    cfg = sizes_cfg((352, 480), 360, 480 if hint else 100)
-    fits = "INPUT.MIN_SIZE_TEST 352 would fit" if hint else "must divide it$"
-    resized = "360 x 480, 23 x 30" if hint else "75 x 100, 5 x 7"
-    with pytest.raises(
-        InputError, match=rf"360 x 480 are resized to {resized} .* pools over 22 x 30 .*{fits}"
-    ) as caught:
-        check_test_sizes(cfg, [(360, 480)])
-    assert "\n" not in str(caught.value)
-
-
-def test_sizes_say_before_training_what_the_model_would_say_at_the_first_evaluation():
-    model = None
-    for short_side in range(48, 140, 9):
-        cfg = sizes_cfg((64, 96), short_side, 300)
-        height, width = T.ResizeShortestEdge.get_output_shape(64, 96, short_side, 300)
-        if model is None:
-            model = DeepLabV3PlusHead(
-                cfg, {"res2": ShapeSpec(channels=8, stride=4), "res5": ShapeSpec(channels=8, stride=16)}
-            )
-        features = {
-            "res2": torch.zeros(1, 8, -(-height // 4), -(-width // 4)),
-            "res5": torch.zeros(1, 8, -(-height // 16), -(-width // 16)),
-        }
-        assert _is_refused(check_test_sizes, cfg, [(64, 96)]) == _is_refused(model.eval(), features), (
-            short_side
-        )
-
-
-def _is_refused(call, *args):
-    try:
-        call(*args)
-    except InputError:
-        return True
-    return False
-
-
-def test_windows_stand_for_the_images_and_must_fit_the_crop():
-    cfg = sizes_cfg((64, 96), 77)
-    cfg.TEST.WINDOW = (64, 96)
-    check_test_sizes(cfg, [(33, 51)])
-    cfg.TEST.WINDOW = (64, 80)
-    with pytest.raises(InputError, match=r"TEST.WINDOW is \(64, 80\).*64 x 96 \(INPUT.CROP.SIZE\)"):
-        check_test_sizes(cfg, [(33, 51)])
-
-
-def test_heads_without_that_pooling_take_any_size():
-    check_test_sizes(fpn_cfg(), [(17, 33)])

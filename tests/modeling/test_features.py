@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.modeling.check import blank_size
 from hicl_d2.modeling.features import list_places
+from hicl_d2.modeling.settings import blank_size
 from hicl_d2.tools import features
 from tests.modeling.attach_cases import CASES, case_cfg, case_model
 

@@ -113,7 +113,7 @@ def test_inference_is_bit_identical_and_captures_nothing(batch):
     with torch.no_grad():
         for expected, found in zip(base(batch), model(batch), strict=True):
             assert torch.equal(expected["sem_seg"], found["sem_seg"])
-    assert all(tap.value is None for tap in model._hicl_taps.values())
+    assert all(tap.value is None for tap in model.hicl.attachment.taps.values())
 
 
 def test_checkpoints_load_both_ways(tmp_path):
@@ -250,12 +250,13 @@ def test_a_deep_copy_works_on_its_own(batch):
     model = make_model()
     twin = copy.deepcopy(model)
     assert type(twin) is type(model)
-    assert twin._hicl_taps["feature"] is not model._hicl_taps["feature"]
+    taps, twins = model.hicl.attachment.taps, twin.hicl.attachment.taps
+    assert all(twins[role] is not tap for role, tap in taps.items())
     torch.manual_seed(0)
     expected = model(batch)["loss_hicl"]
     torch.manual_seed(0)
     assert torch.equal(twin(batch)["loss_hicl"], expected)
-    assert model._hicl_taps["feature"].value is None
+    assert all(tap.value is None for tap in (*taps.values(), *twins.values()))
 
 
 def test_it_can_be_pickled(batch):

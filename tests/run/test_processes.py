@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
-from hicl_d2.run.processes import _failure
+from hicl_d2.run.processes import _failure, silence_all_but_the_first
 from tests.support.fixtures import Command
 
 PLAIN = ("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "0.0")  # what a rank draws at random is its own
@@ -44,6 +45,7 @@ def test_two_processes_equal_one_with_the_same_batch(command: Command, config: P
     process = _start(config, tmp_path / "two")
     _, err = process.communicate()
     assert process.returncode == 0, err
+    assert len([line for line in err.splitlines() if ": iterations 0 to" in line]) == 1, err
     one, two = _model(tmp_path / "run"), _model(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=name)
@@ -93,6 +95,20 @@ def test_sigterm_stops_all_processes_after_a_checkpoint(
     last = (folder / "last_checkpoint").read_text()
     saved = torch.load(folder / last, weights_only=True)
     assert last == f"model_{saved['iteration']:07d}.pth"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "here\n"), ("1", "")])
+def test_of_torchruns_processes_the_first_alone_speaks_before_they_have_met(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", rank)
+    try:
+        silence_all_but_the_first()
+        console.say("here")
+    finally:
+        console.silence(False)
+    assert capsys.readouterr().err == said
 
 
 def _write(records: Path, rank: int, **record: Any) -> None:

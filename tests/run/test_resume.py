@@ -179,10 +179,10 @@ def test_what_a_killed_writer_left_is_removed(
     _at_step(monkeypatch, 7, _kill)
     with pytest.raises(Killed):
         command(*_arguments(folder))
-    (folder / ".model_0000004.pth.123.tmp").write_bytes(b"half")
-    (folder / ".mine").write_text("stays")
+    (folder / f".hicl_d2-{16 * '1'}-model_0000004.pth.tmp").write_bytes(b"half")
+    (folder / ".mine.tmp").write_text("stays")
     assert command(*_arguments(folder, "--resume")).code == 0
-    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".mine"]
+    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".mine.tmp"]
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_unasked(

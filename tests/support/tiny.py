@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hicl_d2.command.cli import run, train_arguments
+from hicl_d2.command.cli import run
 from hicl_d2.d2.layers import get_norm
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
 from hicl_d2.data.datasets.folders import paired_records
 from hicl_d2.data.datasets.registry import data_root, register_semantic
-from hicl_d2.modeling.losses import PixelCrossEntropy
+from hicl_d2.modeling.deeplab.loss import PixelCrossEntropy
+from hicl_d2.tools.arguments import train_arguments
 
 CLASSES = ("dark", "middle", "bright")
 SPLITS = {"train": 6, "val": 3}

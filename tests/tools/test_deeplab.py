@@ -1,12 +1,16 @@
 """The real models under the trainer: DeepLabV3+ with the branch, from config to result and back from its checkpoint."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 
 from hicl_d2.config import load_config
 from hicl_d2.engine.trainer import Trainer
+from hicl_d2.tools import predict
 from tests.support import tiny
 from tests.support.fixtures import Command
 
@@ -68,12 +72,38 @@ def test_weights_of_another_backbone_are_refused(command: Command, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_test_images_that_the_pooling_does_not_fit_are_refused_before_training(
+def test_photos_of_any_size_are_evaluated_and_predicted_with_the_pooling_of_the_crop(
     command: Command, tmp_path: Path
 ) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(SMALL.format(base=BASE))
-    line = command("INPUT.MIN_SIZE_TEST", "136", config_file=config).line
-    assert "INPUT.MIN_SIZE_TEST" in line
-    assert "would fit" in line
-    assert not (tmp_path / "run").exists()
+    assert command("INPUT.MIN_SIZE_TEST", "136", "SOLVER.MAX_ITER", "1", config_file=config).code == 0
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    sizes = {"wide": (40, 333), "small": (9, 11), "odd": (101, 77)}
+    for name, size in sizes.items():
+        Image.new("RGB", size[::-1], (90, 120, 60)).save(photos / f"{name}.png")
+    arguments = Namespace(
+        config_file=str(config),
+        weights=str(tmp_path / "run/model_final.pth"),
+        opts=[],
+        input=[str(photos)],
+        output=str(tmp_path / "predicted"),
+        strength=0.5,
+    )
+    assert predict.main(arguments)
+    for name, size in sizes.items():
+        (file,) = (tmp_path / "predicted/labels").glob(f"{name}*.png")
+        with Image.open(file) as labels:
+            assert labels.size == size[::-1]
+
+
+@pytest.mark.parametrize("crop", ["INPUT.CROP.ENABLED False", "INPUT.CROP.SIZE [40,56]"])
+def test_training_without_crops_and_with_crops_that_no_stride_divides(
+    command: Command, tmp_path: Path, crop: str
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL.format(base=BASE))
+    overrides = ("INPUT.MIN_SIZE_TRAIN", "[37]", "INPUT.MIN_SIZE_TEST", "45", "SOLVER.MAX_ITER", "1")
+    assert command(*overrides, *crop.split(), config_file=config).code == 0
+    assert (tmp_path / "run/result.json").is_file()

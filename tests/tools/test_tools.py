@@ -55,7 +55,7 @@ def test_predictions_are_those_of_the_model_and_a_broken_file_is_passed_over(
     assert "3 of 4 images" in shown
     assert f"failed: {folder}/broken.jpg" in shown
     for record in records:
-        name = f"ünï code/{Path(record['file_name']).name}"
+        name = f"ünï code/{Path(record['file_name']).stem}"
         with Image.open(record["file_name"]) as image:
             tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         with torch.no_grad():
@@ -87,7 +87,7 @@ def test_inputs_are_files_folders_and_patterns(tmp_path: Path) -> None:
 
 def test_weights_that_are_missing_are_named(run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no_such_file"):
-        predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path, input=[str(tmp_path)]))
+        predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path / "out", input=[str(tmp_path)]))
 
 
 def test_components_are_drawn_with_the_branchs_own_counts(run: dict[str, Any], tmp_path: Path) -> None:
@@ -140,3 +140,30 @@ def test_check_says_whether_training_would_go_right(run: dict[str, Any], tmp_pat
     opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
     assert check.main(arguments({**run, "opts": opts}, tmp_path / "audit", **more)) is False
     assert "NUM_CLASSES is 4" in (tmp_path / "audit" / "audit.json").read_text()
+
+
+@pytest.mark.parametrize("given", ["", "LABEL_VALUES: {0: dark, 255: bright}"])
+def test_check_faults_masks_whose_foreground_is_ignored(
+    run: dict[str, Any], tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks of 0 and 255 with two classes: nothing is out of range, and yet there is nothing to learn."""
+    for split in ("train", "val"):
+        for path in (tmp_path / "tiny/annotations" / split).iterdir():
+            with Image.open(path) as image:
+                labels = np.array(image)
+            Image.fromarray(((labels > 1) * 255).astype(np.uint8)).save(path)
+    block = "CUSTOM: {mine: {IMAGES: tiny/images/train, LABELS: tiny/annotations/train, CLASSES: [dark, bright], GIVEN}}"
+    config = Path(run["config_file"])
+    text = config.read_text().replace("NUM_CLASSES: 3", "NUM_CLASSES: 2")
+    config.write_text(
+        text.replace(
+            "DATASETS: {TRAIN: [tiny_train], TEST: [tiny_val]}", f"DATASETS: {{TRAIN: [mine], {block}}}"
+        ).replace(", GIVEN", f", {given}" if given else "")
+    )
+    more = {"windows": None, "stride": 4, "workers": 0, "pictures": 2, "dataset": []}
+    assert check.main(arguments(run, tmp_path / "audit", **more)) is bool(given)
+    fault = (
+        "fault: 1 classes have no pixel in the training data: bright; if 255 is a class here, say so in DATASETS.CUSTOM: "
+        "LABEL_VALUES: {0: name, 255: name}"
+    )
+    assert (fault in capsys.readouterr().out) is not bool(given)

@@ -10,6 +10,7 @@ from torch import nn
 
 from hicl_d2.d2.config import get_cfg
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.visualization import draw_pictures
 from hicl_d2.visualization.pictures import evenly_spaced
 
@@ -60,7 +61,7 @@ def dataset(tmp_path):
 
 def test_evenly_spaced_images_are_drawn_by_name_with_the_data_sets_colours(dataset, tmp_path):
     model = Constant(1).train()
-    paths = draw_pictures(get_cfg(), model, dataset, tmp_path / "run", 3)
+    paths = draw_pictures(SemanticMapper(get_cfg(), is_train=False), model, dataset, tmp_path / "run", 3)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "run/pictures/01.png",
         "run/pictures/03.png",
@@ -84,8 +85,14 @@ def test_evenly_spaced_images_are_drawn_by_name_with_the_data_sets_colours(datas
 
 
 def test_more_pictures_than_images_draws_all_and_none_draws_none(dataset, tmp_path):
-    assert len(draw_pictures(get_cfg(), Constant(0), dataset, tmp_path, 100)) == 7
-    assert draw_pictures(get_cfg(), Constant(0), dataset, tmp_path / "none", 0) == []
+    assert (
+        len(draw_pictures(SemanticMapper(get_cfg(), is_train=False), Constant(0), dataset, tmp_path, 100))
+        == 7
+    )
+    assert (
+        draw_pictures(SemanticMapper(get_cfg(), is_train=False), Constant(0), dataset, tmp_path / "none", 0)
+        == []
+    )
     assert not (tmp_path / "none").exists()
 
 
@@ -103,7 +110,7 @@ def test_images_of_the_same_name_in_two_folders_get_two_pictures(tmp_path):
     name = f"pictures_test_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(stuff_classes=["a", "b"])
-    paths = draw_pictures(get_cfg(), Constant(0), name, tmp_path, 2)
+    paths = draw_pictures(SemanticMapper(get_cfg(), is_train=False), Constant(0), name, tmp_path, 2)
     assert [path.name for path in paths] == ["000_1.png", "001_1.png"]
 
 

@@ -1,4 +1,4 @@
-"""``report.html``: one page without a network, with everything that a matrix has shown."""
+"""``report.html``: one page without a network, with the results of a matrix."""
 
 from harness.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""What a training wrote on its way, read for plots."""
+"""Learning curves, read from a training's ``metrics.json``."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOSS = "total_loss"
-# What a contrast adds to the loss: another scale for every method and weight.
+# The loss of the contrast; its scale differs between methods and weights.
 ADDED = "loss_hicl"
 
 

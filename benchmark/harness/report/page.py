@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness import folder as files
 from harness.cells import Cell
-from harness.files import write_text
 from harness.reference import published
 from harness.report import plots
 from harness.report.pictures import data_url, largest
 from harness.report.style import CSS
 from harness.tables import collect, comparison, summarise, write_results, write_tables
 from harness.workspace import Workspace
+from hicl_d2.command.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,8 @@ def _table(frame: "pd.DataFrame", name: str) -> str:
 def _figure(figure: "Figure", kind: str, place: plots.Place, output: Path, with_title: bool) -> str:
     """Save a plot as PNG and SVG and return it as a part of the page."""
     name = re.sub(r"[^\w.-]+", "_", "-".join([kind, *filter(None, place)]))
-    figure.savefig(output / PLOT_FOLDER / f"{name}.png", dpi=160)
+    with atomic_path(output / PLOT_FOLDER / f"{name}.png", durable=False) as path:
+        figure.savefig(path, dpi=160)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     write_text(output / PLOT_FOLDER / f"{name}.svg", stream.getvalue())

@@ -1,4 +1,4 @@
-"""The methods that Hi-CL is compared with, written from their papers in the same frame."""
+"""Published contrasts that Hi-CL is compared with, written from their papers in the same frame."""
 
 from hicl_d2.contrast.frame import Contrast
 from hicl_d2.contrast.peers.contextual import ContextualContrast

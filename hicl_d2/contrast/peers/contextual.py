@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import sample_balanced
+from hicl_d2.contrast.fused import gather_cells
 from hicl_d2.contrast.peers.pairs import info_nce
 from hicl_d2.contrast.peers.rows import class_means, sample_pixels
 from hicl_d2.contrast.peers.scales import Scale, ScaledContrast
-from hicl_d2.contrast.pooling import gather_cells
 
 __all__ = ["ContextualContrast", "boundary_distance", "nearest_to_boundary"]
 
 
 class ContextualContrast(ScaledContrast):
-    """Contrast one anchor per class and scale with pixels, taking negatives where predictions fail.
+    """Contrast one anchor per class and scale with pixels, with negatives from wrongly predicted pixels.
 
     Source: Sung, Kim, An, Lee, Lim, Myung, "Contextrast: Contextual Contrastive Learning for Semantic
     Segmentation", CVPR 2024, arXiv 2404.10633. At scale i the anchor of a class is the mean of its pixels,
@@ -26,15 +26,15 @@ class ContextualContrast(ScaledContrast):
     pixels of other classes that are wrongly predicted and lie nearest to the boundary of the wrong region
     (BANE). The loss is the mean over the scales.
 
-    Ours, where the public sources are silent or the trade is another one:
+    Our choices, where the public sources do not say or would cost more:
 
     - pixels are averaged before they are embedded, so that nothing dense is projected, and several scales
       come from one feature map where one is given;
     - a wrong region is the wrongly predicted pixels of one label, and distance in it is counted in cells,
       along the eight directions, up to ``reach``;
-    - where fewer wrong pixels than the budget exist, or there are no logits, random pixels fill it up;
-    - no labelled pixel is a zero with a graph, and a class that a coarser scale lacks keeps the anchor it
-      has.
+    - where there are fewer wrong pixels than the budget, or no logits, random pixels fill it up;
+    - a batch without labelled pixels gives a zero with a graph, and a class that is missing at the coarsest
+      scale keeps its own scale's anchor.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ContextualContrast(ScaledContrast):
         return loss, {"hicl/loss": loss.detach(), **figures}
 
     def _class_anchors(self, scale: Scale, position: int) -> tuple[Tensor, Tensor]:
-        """Return the embedded mean of every class (K, D) and whether it is there (K,)."""
+        """Return the embedded mean of every class (K, D) and whether the class is present (K,) bool."""
         means, counts = class_means(scale.features, scale.classes, self.num_classes)
         return self.embed(means, position), counts > 0
 
@@ -133,7 +133,7 @@ class ContextualContrast(ScaledContrast):
         return torch.where(coarsest[1][:, None], mixed, anchors), present
 
     def _negatives(self, scale: Scale, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw negatives: features (N, C), classes (N,), -1 for none, and which are wrong boundary pixels."""
+        """Draw negatives: features (N, C), classes (N,), -1 for empty places, and which are wrong boundary pixels."""
         special = torch.zeros_like(scale.classes, dtype=torch.bool)
         if scale.wrong is not None:
             special = nearest_to_boundary(
@@ -145,7 +145,7 @@ class ContextualContrast(ScaledContrast):
             scale.classes.flatten(), self.num_classes, budget, generator, special=special, share=1.0
         )
         rows = gather_cells(scale.features, sample.index, self.compute_dtype)
-        return rows, torch.where(sample.valid, sample.group, -1), special[sample.index] & sample.valid
+        return rows, sample.group, special[sample.index] & sample.valid
 
 
 def boundary_distance(regions: Tensor, reach: int) -> Tensor:

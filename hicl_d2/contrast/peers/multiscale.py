@@ -24,8 +24,8 @@ class MultiScaleContrast(ScaledContrast):
 
     Known faults of the published code that are not repeated:
 
-    - the rarest class capped every class: a class gives what it has, and the others share the rest of the
-      budget;
+    - the rarest class capped every class: here a class gives what it has, and the others divide the rest of
+      the budget;
     - no maximum was subtracted before the exponential, so half precision overflowed: float32 and log-sum-exp;
     - a batch without a valid class crashed: it is a zero with a graph.
     """

@@ -8,13 +8,13 @@ from torch import Tensor
 
 __all__ = ["PairLoss", "describe", "info_nce"]
 
-# Stands for "no such pair" in a row of similarities. Finite, so that a row without any pair keeps a finite
+# Sentinel for "no such pair" in a row of similarities. Finite, so that a row without any pair keeps a finite
 # gradient.
 NOTHING = -1e9
 
 
 class PairLoss(NamedTuple):
-    """Hold the loss over pairs and what was seen of them.
+    """Hold the loss over pairs and figures about them.
 
     Attributes:
         loss: 0-d, mean over the anchors that have a positive; 0, with a graph, when none has.
@@ -49,7 +49,7 @@ def info_nce(
 
     Args:
         anchors: (A, D), rows of length one.
-        anchor_classes: (A,) integer; below 0 means that the row holds nothing. So for the classes below.
+        anchor_classes: (A,) integer; -1 for an empty row, as in the classes of keys and negatives.
         keys: (M, D), rows of length one.
         key_classes: (M,) integer.
         temperature: T.
@@ -77,7 +77,7 @@ def info_nce(
         to_negatives, negative = _keep_top(to_negatives, negative, hardest)
 
     among = torch.where(negative, to_negatives, NOTHING)
-    # A column of its own: an anchor or a batch without negatives leaves logsumexp something to sum.
+    # One more column, so that logsumexp has something to sum for an anchor or a batch without negatives.
     against = torch.logsumexp(F.pad(among, (0, 1), value=NOTHING), dim=1, keepdim=True)
     term = torch.where(positive, F.softplus(against - to_keys), 0)
     count = positive.sum(1)
@@ -96,7 +96,10 @@ def describe(pairs: PairLoss) -> dict[str, Tensor]:
 
 
 def _keep_top(similarity: Tensor, among: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Sort rows of ``similarity`` (A, M) downwards; keep the first ``share``, rounded up, ``among`` them."""
+    """Sort the pairs ``among`` each row of ``similarity`` (A, M) in descending order; mark the first ``share`` of them.
+
+    Returns the sorted rows and the marks, (A, M) each; the number of marked pairs is rounded up.
+    """
     ranked = torch.where(among, similarity, NOTHING).sort(dim=1, descending=True).values
     wanted = (among.sum(1, keepdim=True) * share).ceil()
     return ranked, torch.arange(ranked.shape[1], device=ranked.device) < wanted

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hicl_d2.contrast.anchors import wrongly_predicted
 from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.peers.memory import make_memory, recall, remember
 from hicl_d2.contrast.peers.pairs import describe, info_nce
@@ -25,13 +26,13 @@ class PixelContrast(Contrast):
 
     Known faults of the published code that are not repeated:
 
-    - with one process the weight of the loss was 0 without a word: nothing here depends on the number of
+    - with one process the weight of the loss was silently 0: nothing here depends on the number of
       processes;
-    - no class with enough pixels crashed: every labelled pixel qualifies, and none at all is a zero with a
-      graph;
+    - a batch without a class of enough pixels crashed: here every labelled pixel qualifies, and a batch
+      without any gives a zero with a graph;
     - an anchor without positives was 0/0: it does not count;
-    - labels and predictions of different sizes were compared position by position: both are laid over the
-      feature grid.
+    - labels and predictions of different sizes were compared position by position: both are aligned with
+      the feature grid.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class PixelContrast(Contrast):
     def contrast(
         self, features: Tensor, grid: LabelGrid, logits: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrast the anchors of the batch with each other, and with what `more_keys` adds."""
+        """Contrast the anchors of the batch with each other and with the keys of `more_keys`."""
         classes = nearest_classes(grid)
         hard = None if logits is None else wrongly_predicted(logits, classes)
         pixels = sample_pixels(
@@ -81,7 +82,7 @@ class PixelContrast(Contrast):
             hard_share=self.hard_share,
             dtype=self.compute_dtype,
         )
-        embedded = self.embedding(pixels.rows)
+        embedded = embed(self.embedding, pixels.rows)
         keys, key_classes = self.more_keys(features, classes, embedded, generator)
         pairs = info_nce(
             embedded,
@@ -144,7 +145,7 @@ class PixelMemoryContrast(PixelContrast):
         keys, key_classes = recall(self.memory)
         keys = keys.to(embedded)
         if self.training:
-            keys = keys.clone()  # what was read must outlive what is written next
+            keys = keys.clone()  # the memory is overwritten below, before the backward pass
             self._remember(features, classes, generator)
         return keys, key_classes
 
@@ -154,6 +155,6 @@ class PixelMemoryContrast(PixelContrast):
             features, classes, self.num_classes, self.remembered, generator, dtype=self.compute_dtype
         )
         means, mean_classes = region_means(features.to(self.compute_dtype), classes, self.num_classes)
-        rows = self.embedding(torch.cat([pixels.rows, means]))
+        rows = embed(self.embedding, torch.cat([pixels.rows, means]))
         kept = len(pixels.rows)
         remember(self.memory, [(rows[:kept], pixels.classes), (rows[kept:], mean_classes)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.peers.memory import make_memory, recall, remember
 from hicl_d2.contrast.peers.pairs import describe, info_nce
@@ -70,14 +71,14 @@ class RegionContrast(Contrast):
         """Contrast the queries with the centres of the batch and of the memory, and remember the batch's."""
         classes = nearest_classes(grid)
         means, centre_classes = region_means(features.to(self.compute_dtype), classes, self.num_classes)
-        centres = self.embedding(means)
+        centres = embed(self.embedding, means)
         if self.queries == "regions":
             queries, query_classes = centres, centre_classes
         else:
             pixels = sample_pixels(
                 features, classes, self.num_classes, self.anchors, generator, dtype=self.compute_dtype
             )
-            queries, query_classes = self.embedding(pixels.rows), pixels.classes
+            queries, query_classes = embed(self.embedding, pixels.rows), pixels.classes
         remembered, remembered_classes = recall(self.memory)
         pairs = info_nce(
             queries,

@@ -1,4 +1,4 @@
-"""Which cells of a feature map the peers read, and as what class: nearest labels, samples, class means."""
+"""The rows that the peers take out of a feature map, and their classes: samples of cells, and class means."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hicl_d2.contrast.anchors import choose_anchors
-from hicl_d2.contrast.collect import gathers
+from hicl_d2.contrast.fused import gather_cells
 from hicl_d2.contrast.grid import LabelGrid
-from hicl_d2.contrast.pooling import gather_cells
+from hicl_d2.contrast.processes import is_distributed
 
 __all__ = ["Pixels", "at_middle", "class_means", "nearest_classes", "region_means", "sample_pixels"]
 
@@ -18,7 +18,7 @@ class Pixels(NamedTuple):
 
     Attributes:
         rows: (N, C), their features.
-        classes: (N,) int64, ascending, -1 for the empty places at the end.
+        classes: (N,) int64, ascending, then -1 for empty places.
         hard: (N,) bool, wrongly predicted; all False without predictions.
     """
 
@@ -30,12 +30,12 @@ class Pixels(NamedTuple):
 def nearest_classes(grid: LabelGrid, window: int = 1) -> Tensor:
     """Read the class at the middle of every ``window`` x ``window`` cells.
 
-    Returns (B, h // window, w // window) int64, -1 where it is unlabelled. The middle of an even number of pixels
-    is the one below and right of it.
+    Returns (B, h // window, w // window) int64, -1 where that pixel is unlabelled. The middle of an even number of
+    pixels is the one below and to the right of it.
     """
     cell, pixel = divmod(window * grid.stride // 2, grid.stride)
     classes = at_middle(grid.planes[pixel * grid.stride + pixel], window, cell).long()
-    return torch.where(classes < grid.num_classes, classes, -1)
+    return torch.where(classes < grid.unlabelled, classes, -1)
 
 
 def at_middle(cells: Tensor, window: int, offset: int) -> Tensor:
@@ -57,15 +57,15 @@ def sample_pixels(
 ) -> Pixels:
     """Draw pixels from features (B, C, h, w), balanced over the ``classes`` (B, h, w) present (-1: none).
 
-    ``hard`` (B, h, w) bool, where given, marks the wrongly predicted pixels, which ``hard_share`` of each
-    class's part is taken from where there are enough.
+    ``hard`` (B, h, w) bool, if given, marks the wrongly predicted pixels: ``hard_share`` of each class's pixels is
+    drawn from them where there are enough.
     """
-    if not gathers():  # where other processes wait for rows, their number must be the same everywhere
+    if not is_distributed():  # processes that gather rows must all have the same number of them
         budget = max(1, min(budget, classes.numel()))
     sample = choose_anchors(classes, num_classes, budget, generator, hard=hard, hard_share=hard_share)
     rows = gather_cells(features, sample.index, dtype)
     found = sample.valid if hard is None else sample.valid & hard.flatten()[sample.index]
-    return Pixels(rows, torch.where(sample.valid, sample.group, -1), found & (hard is not None))
+    return Pixels(rows, sample.group, found & (hard is not None))
 
 
 def class_means(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def class_means(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tens
 
     Args:
         features: (B, C, h, w).
-        groups: (B, h, w) integer, 0 to num_groups - 1; below 0 means that the cell belongs to none.
+        groups: (B, h, w) integer, 0 to num_groups - 1; -1 for a cell that belongs to none.
         num_groups: G.
 
     Returns:
@@ -84,7 +84,7 @@ def class_means(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tens
     if features.is_contiguous(memory_format=torch.channels_last):
         rows = features.permute(0, 2, 3, 1).reshape(-1, C)
         sums = rows.new_zeros(num_groups + 1, C).index_add(0, groups.flatten(), rows)
-    else:  # along the cells as they lie in memory: turning the map over would cost more than the sum
+    else:  # along the cells in memory order: permuting the map would cost more than the sum
         columns = features.new_zeros(C, num_groups + 1)
         for image, group in zip(features.flatten(2), groups, strict=True):
             columns = columns.index_add(1, group, image)

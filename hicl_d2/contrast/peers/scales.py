@@ -1,14 +1,16 @@
 """Base of the contrasts that read features at several scales."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.contrast.anchors import wrongly_predicted
+from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.frame import Contrast, ContrastOutput, zero_with_graph
+from hicl_d2.contrast.fused import embed
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.peers.rows import at_middle, nearest_classes
 
@@ -44,7 +46,7 @@ class ScaledContrast(Contrast):
         scales: Sequence[int] = (1, 2, 4, 8),
         **shared: Any,
     ) -> None:
-        """Make the part over scales.
+        """Make what the contrasts over scales share.
 
         Args:
             in_channels: C of the feature map, or of each of several, finest first.
@@ -65,7 +67,7 @@ class ScaledContrast(Contrast):
         labels: Tensor,
         logits: Tensor | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         describe: bool = True,
     ) -> ContrastOutput:
         """Compute the loss of one batch as `Contrast.forward` does; maps come finest first."""
@@ -73,8 +75,7 @@ class ScaledContrast(Contrast):
             return super().forward(features, labels, logits, seed=seed, describe=describe)
         self._check_maps(features, labels, logits)
         with torch.autocast(labels.device.type, enabled=False):
-            generator = torch.Generator(device=labels.device)
-            generator.manual_seed(seed)
+            generator = self.make_generator(labels.device, seed)
             scales = [self._given_scale(feature, labels, logits) for feature in features]
             loss, diagnostics = self.contrast_scales(scales, generator)
             return ContrastOutput(loss + zero_with_graph(self), diagnostics if describe else {})
@@ -90,14 +91,14 @@ class ScaledContrast(Contrast):
     def contrast_scales(
         self, scales: list[Scale], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss (0-d) over ``scales``, finest first and maybe none, and its diagnostics."""
+        """Compute the loss (0-d) over ``scales``, finest first, possibly none; return it with its diagnostics."""
         raise NotImplementedError
 
     def embed(self, rows: Tensor, scale: int) -> Tensor:
         """Embed feature rows (N, C) of the given scale: (N, D), each of length one."""
-        own = self.coarser_embeddings[scale - 1] if scale > 0 and self.coarser_embeddings else self.embedding
-        embedded: Tensor = own(rows)
-        return embedded
+        coarser = scale > 0 and len(self.coarser_embeddings) > 0
+        head = self.coarser_embeddings[scale - 1] if coarser else self.embedding
+        return embed(cast(EmbeddingHead, head), rows)
 
     def _pooled_scales(self, features: Tensor, grid: LabelGrid, logits: Tensor | None) -> list[Scale]:
         scales = []

@@ -68,7 +68,8 @@ def register_cityscapes() -> None:
 
 def _load(name: str, split: str) -> Records:
     root = data_root() / "cityscapes"
-    images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
+    images = sorted(path for path in found if not path.name.startswith("."))
     if not images:
         raise InputError(f"the data set {name!r}: {root} has no images of {split}; expected {EXPECTED}")
     if split == "test":

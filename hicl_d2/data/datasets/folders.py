@@ -1,14 +1,20 @@
 """Data sets in folders: images in one tree, a label map for every image in another, paired by name."""
 
 import os
-from collections.abc import Collection, Iterator
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, nearest
 from hicl_d2.data.datasets.registry import Records
-from hicl_d2.reading import image_size
+from hicl_d2.reading import IMAGE_SUFFIXES, LOSSY_SUFFIXES, image_size
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+# What the published data sets consist of.
+PUBLISHED_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+# Folders that Synology's and Apple's systems put among a user's.
+SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
 
 def expected_tree(folder: str, splits: str) -> str:
@@ -36,50 +42,218 @@ def folder_records(
     labels: Path,
     expected: str,
     *,
-    image_suffixes: Collection[str] = IMAGE_SUFFIXES,
+    image_suffixes: Collection[str] = PUBLISHED_SUFFIXES,
+    label_suffixes: Collection[str] = (".png",),
     image_ending: str = "",
     label_ending: str = "",
+    chosen: Sequence[str] | None = None,
+    unlabelled: bool = False,
+    leave: Sequence[Path] = (),
 ) -> Records:
     """Return a record for every image below ``images``, with its label map below ``labels``, sorted by name.
 
-    Sub-folders count, and must be the same on both sides. A file's name is paired without its suffix and
-    without ``image_ending`` or ``label_ending``; files that lack the ending are none of the data set's. No
-    file is opened: of large data sets the loaders learn sizes as they read.
+    Sub-folders count, and must be the same on both sides. A file's name is paired without its suffix and without
+    ``image_ending`` or ``label_ending``; files that lack the ending are none of the data set's. No file is opened.
+
+    Both folders may be one, or one lie in the other: a file with the longer ending is what that ending says; where both
+    endings are equal, JPEGs are images and the rest are label maps.
+
+    Args:
+        name: of the data set, for messages.
+        images: folder of the images.
+        labels: folder of the label maps.
+        expected: which files the data set consists of, for messages.
+        image_suffixes: of the files that are images, in lower case.
+        label_suffixes: of the files that are label maps.
+        image_ending: what images' names end in before the suffix and label maps' do not.
+        label_ending: the same of label maps.
+        chosen: names to take, as :func:`read_list` returns them; all where it is None.
+        unlabelled: whether images without a label map are records too, without "sem_seg_file_name".
+        leave: folders below ``images`` or ``labels`` that hold neither.
 
     Raises InputError for a folder that is missing or empty (with the ``expected`` files) and for images
     without labels or labels without an image (how many, and the first).
     """
-    image_files = _files(name, images, image_suffixes, image_ending, expected)
-    label_files = _files(name, labels, {".png"}, label_ending, expected)
-    _check_partners(name, image_files, label_files, "label map", labels)
+    image_files, label_files = _both(
+        name,
+        _Side(images, set(image_suffixes), image_ending),
+        _Side(labels, set(label_suffixes), label_ending),
+        expected,
+        [folder.resolve() for folder in leave],
+        optional=unlabelled,
+    )
+    if chosen is not None:
+        image_files = _choose(name, images, image_files, chosen, image_ending)
+        label_files = {stem: path for stem, path in label_files.items() if stem in image_files}
+    if not unlabelled:
+        _check_partners(name, image_files, label_files, "label map", labels)
     _check_partners(name, label_files, image_files, "image", images)
     return [
-        {"file_name": str(path), "sem_seg_file_name": str(label_files[stem]), "image_id": stem}
+        {
+            "file_name": str(path),
+            **({"sem_seg_file_name": str(label_files[stem])} if stem in label_files else {}),
+            "image_id": stem,
+        }
         for stem, path in sorted(image_files.items())
     ]
 
 
-def _files(name: str, folder: Path, suffixes: Collection[str], ending: str, expected: str) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in _walk(name, folder, expected):
-        stem, suffix = os.path.splitext(path)
-        if suffix.lower() not in suffixes or not stem.endswith(ending):
+def read_list(name: str, path: Path) -> list[str]:
+    """Return the names in a list of a split: one a line, before any further columns; blank lines and # are passed over.
+
+    Raises InputError for a file that cannot be read, is empty or names something twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"the data set {name!r}: the list {path} cannot be read: {reason}") from None
+    lines = [line.strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise InputError(f"the data set {name!r}: the list {path} names no image")
+    twice = next((line for line, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"the data set {name!r}: the list {path} names {twice} twice")
+    return names
+
+
+def _choose(
+    name: str, folder: Path, files: dict[str, Path], chosen: Sequence[str], ending: str
+) -> dict[str, Path]:
+    """Return those of ``files`` (by name) that a list names, with or without suffix, ending and the folder's own path."""
+    found: dict[str, Path] = {}
+    unknown = []
+    for line in chosen:
+        words = [line, *line.split(maxsplit=1)[:1]]
+        key = next((key for word in words for key in _keys(word, folder, ending) if key in files), None)
+        if key is None:
+            unknown.append(line)
+        elif key in found:
+            raise InputError(f"the data set {name!r}: its list names {files[key]} twice")
+        else:
+            found[key] = files[key]
+    if unknown:
+        raise InputError(
+            f"the data set {name!r}: {len(unknown)} of {len(chosen)} names in its list are no image in {folder}, the first "
+            f"is {unknown[0]}{nearest(unknown[0], files)}"
+        )
+    return found
+
+
+def _keys(word: str, folder: Path, ending: str) -> Iterator[str]:
+    """Yield what the files that ``word`` may stand for are called in ``folder``."""
+    path = PurePosixPath(word.replace("\\", "/"))
+    parts = [part for part in path.parts if part != "."]
+    own = folder.absolute().parts
+    # The last parts of the folder's own path may come first: images/a.jpg in .../images, or the whole path.
+    for count in range(min(len(parts) - 1, len(own)), -1, -1):
+        if count and tuple(parts[:count]) != own[-count:]:
             continue
-        key = os.path.relpath(stem.removesuffix(ending) if ending else stem, folder)
+        text = normalized("/".join(parts[count:]))
+        stem, suffix = os.path.splitext(text)
+        for candidate in (text, stem) if suffix.lower() in IMAGE_SUFFIXES else (text,):
+            yield candidate
+            if ending and candidate.endswith(ending):
+                yield candidate.removesuffix(ending)
+
+
+def normalized(name: str) -> str:
+    """Return a name with accents as one character each: systems differ in how they store them."""
+    return unicodedata.normalize("NFC", name)
+
+
+class _Side(NamedTuple):
+    """Where the images or the label maps are, and what they are called."""
+
+    folder: Path
+    suffixes: set[str]
+    ending: str
+
+
+def _both(
+    name: str, images: _Side, labels: _Side, expected: str, leave: list[Path], *, optional: bool
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the files that are images and those that are label maps, by what they are called.
+
+    There may be no label maps if they are ``optional``.
+    """
+    one, other = images.folder.resolve(), labels.folder.resolve()
+    if one != other:
+        return (
+            _files(name, images, expected, [*leave, other] if other.is_relative_to(one) else leave),
+            _files(
+                name,
+                labels,
+                expected,
+                [*leave, one] if one.is_relative_to(other) else leave,
+                refused=LOSSY_SUFFIXES,
+                optional=optional,
+            ),
+        )
+    if images.ending == labels.ending:
+        images = images._replace(suffixes=images.suffixes & LOSSY_SUFFIXES)
+    image_longer, label_longer = (
+        len(images.ending) > len(labels.ending),
+        len(labels.ending) > len(images.ending),
+    )
+    return (
+        _files(name, images, expected, leave, but=labels.ending if label_longer else ""),
+        _files(name, labels, expected, leave, but=images.ending if image_longer else "", optional=optional),
+    )
+
+
+def _files(
+    name: str,
+    side: _Side,
+    expected: str,
+    leave: list[Path],
+    *,
+    but: str = "",
+    refused: Collection[str] = (),
+    optional: bool = False,
+) -> dict[str, Path]:
+    """Return the files of one side, by what they are called, without those that end in ``but`` and the folders ``leave``.
+
+    Raises InputError where there is none, unless they are ``optional``, for two of one name, and where all have one of the
+    ``refused`` suffixes.
+    """
+    files: dict[str, Path] = {}
+    lossy = None
+    for path in _walk(name, side.folder, expected, leave):
+        stem, suffix = os.path.splitext(path)
+        if not stem.endswith(side.ending) or (but and stem.endswith(but)):
+            continue
+        if suffix.lower() in refused:
+            lossy = lossy or path
+        if suffix.lower() not in side.suffixes:
+            continue
+        key = normalized(
+            os.path.relpath(stem.removesuffix(side.ending) if side.ending else stem, side.folder)
+        )
         if key in files:
             raise InputError(f"the data set {name!r}: {files[key]} and {path} have one name; remove one")
         files[key] = Path(path)
-    if not files:
-        kinds = " or ".join(f"{ending}{suffix}" for suffix in sorted(suffixes))
-        raise InputError(f"the data set {name!r}: {folder} holds no {kinds} file; expected {expected}")
+    if lossy and not files:
+        raise InputError(
+            f"the data set {name!r}: {lossy} is a JPEG, whose compression changes class numbers; save label maps as PNG"
+        )
+    if not files and not optional:
+        kinds = " or ".join(f"{side.ending}{suffix}" for suffix in sorted(side.suffixes))
+        raise InputError(f"the data set {name!r}: {side.folder} holds no {kinds} file; expected {expected}")
     return files
 
 
-def _walk(name: str, folder: Path, expected: str) -> Iterator[str]:
-    """Yield the path of every file, sorted; hidden ones and folders are left out, links to folders followed
-    once.
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's: hidden, or made by a system for thumbnails and archives."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _walk(name: str, folder: Path, expected: str, leave: list[Path]) -> Iterator[str]:
+    """Yield the path of every file, sorted; hidden ones, and the folders ``leave``, are left out, links to folders
+    followed once.
     """
-    seen: set[str] = set()
+    seen = {str(path) for path in leave}
     stack = [str(folder)]
     while stack:
         current = stack.pop()
@@ -90,7 +264,7 @@ def _walk(name: str, folder: Path, expected: str) -> Iterator[str]:
             reason = (error.strerror or "cannot be listed").lower()
             raise InputError(f"the data set {name!r}: {current}: {reason}; expected {expected}") from None
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if not entry.is_dir():
                 yield entry.path
@@ -106,5 +280,18 @@ def _check_partners(
     if alone:
         raise InputError(
             f"the data set {name!r}: {len(alone)} of {len(having)} files have no {kind}, the first is "
-            f"{having[alone[0]]}; expected {folder}/{alone[0]}.*"
+            f"{having[alone[0]]}; expected {folder}/{alone[0]}.*{_partner_hint(alone[0], wanted, kind, folder)}"
         )
+
+
+def _partner_hint(stem: str, wanted: dict[str, Path], kind: str, folder: Path) -> str:
+    """Return what is there in place of the partner of ``stem``: a JPEG label map, or a name with an ending."""
+    if kind == "label map":
+        for suffix in sorted(LOSSY_SUFFIXES):
+            if (folder / f"{stem}{suffix}").is_file():
+                return f" ({stem}{suffix} is a JPEG, whose compression changes class numbers; save label maps as PNG)"
+    longer = next((other for other in sorted(wanted) if other.startswith(stem)), None)
+    if longer is None:
+        return ""
+    key = "LABEL_ENDING" if kind == "label map" else "IMAGE_ENDING"
+    return f" ({wanted[longer].name} is there: give {key} {longer.removeprefix(stem)!r} if it belongs to it)"

@@ -1,20 +1,14 @@
 """Registering a semantic data set, and loading the records of a registered one."""
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.errors import InputError, listing, nearest, one_line
+from hicl_d2.command.layout import data_root as data_root  # the harness looks there too
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 
 Records = list[dict[str, Any]]
 Colour = tuple[int, int, int]
-
-
-def data_root() -> Path:
-    """Return the folder that holds the data sets: $DETECTRON2_DATASETS, or ``datasets`` as in Detectron2."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_semantic(

@@ -29,7 +29,7 @@ def plan_cityscapes(root: Path) -> Plan:
         folder = root / "cityscapes" / "gtFine" / split
         sources: dict[str, Path] = {}
         for ending in reversed(SOURCES):
-            for path in folder.glob(f"*/*{ending}"):
+            for path in folder.glob(f"*/[!.]*{ending}"):
                 sources[f"{path.parent.name}/{path.name.removesuffix(ending)}"] = path
         if not sources:
             raise InputError(f"{folder} holds no labels; expected {EXPECTED}")

@@ -1,4 +1,4 @@
-"""The two global tables: from a data set's name to its records, and to what is known about it."""
+"""The global registries of data sets: records by name, and metadata by name."""
 
 from collections import UserDict
 from collections.abc import Callable
@@ -16,15 +16,15 @@ class _Catalog(UserDict[str, Any]):
         return list(self.data)
 
     def remove(self, name: str) -> None:
-        """Forget ``name``; raise KeyError if it is not registered."""
+        """Unregister ``name``; raise KeyError if it is not registered."""
         self.pop(name)
 
 
 class _DatasetCatalog(_Catalog):
-    """Names of data sets and the functions that list their records."""
+    """Functions that return the records of a data set, by its name."""
 
     def register(self, name: str, func: Callable[[], Records]) -> None:
-        """Register ``func``, which returns the same records at every call, under a name still free."""
+        """Register ``func``, which must return the same records at every call; AssertionError for a name in use."""
         assert callable(func), f"a data set is registered with a function, not with a {type(func).__name__}"
         assert name not in self, f"the data set '{name}' is already registered"
         self[name] = func
@@ -38,7 +38,7 @@ class _DatasetCatalog(_Catalog):
 
 
 class Metadata(SimpleNamespace):
-    """What is known about one data set. An attribute set once cannot change: AssertionError."""
+    """Metadata of one data set; changing an attribute that is set raises AssertionError."""
 
     name: str = "N/A"
 
@@ -68,7 +68,7 @@ class Metadata(SimpleNamespace):
 
 
 class _MetadataCatalog(_Catalog):
-    """Names of data sets and their metadata, made empty at the first question."""
+    """Metadata by data set name, created empty at the first access."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
         """Return the one Metadata of ``name``, the same object at every call."""

@@ -1,4 +1,4 @@
-"""Which record comes next, for every process of a run."""
+"""Samplers: the order of the records, and their distribution over processes."""
 
 import itertools
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.utils import comm
 
 
@@ -41,7 +40,7 @@ class TrainingSampler(Sampler[int]):
 
 
 class InferenceSampler(Sampler[int]):
-    """Every index once: each process takes neighbours, the first ones one more where it does not divide."""
+    """Every index once: each process takes a contiguous range, the first ones one index more where needed."""
 
     def __init__(self, size: int) -> None:
         assert size > 0, "there is nothing to run inference on"
@@ -58,8 +57,3 @@ class InferenceSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._local_indices)
-
-
-__getattr__ = beyond_lite(
-    __name__, "GroupedBatchSampler RandomSubsetTrainingSampler RepeatFactorTrainingSampler"
-)

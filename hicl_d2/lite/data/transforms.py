@@ -1,4 +1,4 @@
-"""Transforms, which are deterministic, and augmentations, which draw one; import as ``transforms as T``.
+"""Transforms, and augmentations, which draw a transform at random; import as ``transforms as T``.
 
 Augmentations draw from numpy's global state in Detectron2's order: the same seed gives the same transform.
 """
@@ -13,18 +13,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.transforms.transform import (
-    BlendTransform,
     CropTransform,
     HFlipTransform,
     NoOpTransform,
-    PadTransform,
     Transform,
     TransformList,
     VFlipTransform,
 )
 from PIL import Image
 
-from hicl_d2.lite import beyond_lite
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "CropTransform",
+    "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomFlip",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "Transform",
+]
 
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
@@ -51,49 +60,29 @@ class AugInput:
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
-    def apply_augmentations(self, augmentations: Sequence["Augmentation | Transform"]) -> TransformList:
-        """Apply ``augmentations`` one after another in place and return the transforms chosen."""
-        return AugmentationList(augmentations)(self)
-
-
-StandardAugInput = AugInput
-
 
 class Augmentation:
-    """A policy that looks at some of its input's attributes and chooses a transform.
+    """Base class of random transforms; a subclass defines ``get_transform``, which draws one.
 
-    A subclass writes ``get_transform``; the names of its parameters are the attributes that it is given. A
-    lone parameter is the image, whatever its name.
+    Its parameters are named after the attributes of the input that it needs (``image``, ``sem_seg``). A single parameter
+    gets the image, whatever its name.
     """
 
     input_args: tuple[str, ...] | None = None
 
-    def _init(self, params: dict[str, Any]) -> None:
-        """Keep ``params`` (a constructor's ``locals()``) as attributes."""
-        for name, value in params.items():
-            if name != "self" and not name.startswith("_"):
-                setattr(self, name, value)
-
     def get_transform(self, *args: Any) -> Transform:
-        """Return the transform chosen for these attributes."""
+        """Return the transform drawn for these attributes."""
         raise NotImplementedError
 
     def __call__(self, aug_input: Any) -> Transform:
-        """Transform ``aug_input`` in place and return the transform that was chosen."""
+        """Transform ``aug_input`` in place and return the transform that was drawn."""
         if self.input_args is None:
             names = tuple(inspect.signature(self.get_transform).parameters)
             self.input_args = ("image",) if len(names) == 1 else names
         transform = self.get_transform(*[getattr(aug_input, name) for name in self.input_args])
-        assert isinstance(transform, Transform), (
-            f"{type(self).__name__} chose no transform, but {transform!r}"
-        )
+        assert isinstance(transform, Transform), f"{type(self).__name__} drew no transform, but {transform!r}"
         aug_input.transform(transform)
         return transform
-
-    def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
-        """Draw uniformly from [low, high), or from [0, low) without ``high``."""
-        low, high = (0.0, low) if high is None else (low, high)
-        return np.random.uniform(low, high, [] if size is None else size)
 
     def __repr__(self) -> str:
         """Return the constructor's call, without the arguments that have their default value."""
@@ -109,7 +98,7 @@ class Augmentation:
 
 
 class _Fixed(Augmentation):
-    """An augmentation that always chooses the same transform."""
+    """An augmentation that always gives the same transform."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -122,7 +111,7 @@ class _Fixed(Augmentation):
 
 
 class AugmentationList(Augmentation):
-    """Several augmentations or transforms, each applied to what the one before it left."""
+    """Augmentations or transforms, applied one after another."""
 
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
         self.augs = [aug if isinstance(aug, Augmentation) else _Fixed(aug) for aug in augs]
@@ -134,21 +123,10 @@ class AugmentationList(Augmentation):
         return f"AugmentationList[{', '.join(str(aug) for aug in self.augs)}]"
 
 
-def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: Any
-) -> tuple[Any, TransformList]:
-    """Augment an image, or an AugInput in place; return it and the transforms chosen."""
-    if isinstance(inputs, np.ndarray):
-        aug_input = AugInput(inputs)
-        transforms = aug_input.apply_augmentations(augmentations)
-        return aug_input.image, transforms
-    return inputs, inputs.apply_augmentations(augmentations)
-
-
 class ResizeTransform(Transform):
-    """Resize images (h, w) to (new_h, new_w) with one of Pillow's filters, label maps to the nearest pixel.
+    """Resize images (h, w) to (new_h, new_w) with one of Pillow's filters, label maps with nearest-neighbour interpolation.
 
-    Pillow resizes uint8 images; arrays of other types go through torch.
+    Pillow resizes uint8 images, torch arrays of other types.
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
@@ -183,12 +161,8 @@ class ResizeTransform(Transform):
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Resize a label map (h, w) to the nearest pixel, so that no labels are mixed."""
+        """Resize a label map (h, w) with nearest-neighbour interpolation."""
         return self.apply_image(segmentation, interp=NEAREST)
-
-    def inverse(self) -> "ResizeTransform":
-        """Return the resize back."""
-        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 class RandomFlip(Augmentation):
@@ -203,26 +177,13 @@ class RandomFlip(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Return the flip, or none."""
-        if self._rand_range() >= self.prob:
+        if np.random.uniform() >= self.prob:
             return NoOpTransform()
         return HFlipTransform(image.shape[1]) if self.horizontal else VFlipTransform(image.shape[0])
 
 
-class Resize(Augmentation):
-    """Resize to ``shape``, (h, w) or one length for both sides."""
-
-    def __init__(self, shape: int | Sequence[int], interp: int = BILINEAR) -> None:
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
-        self.interp = interp
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Return the resize."""
-        height, width = image.shape[:2]
-        return ResizeTransform(height, width, self.shape[0], self.shape[1], self.interp)
-
-
 class ResizeShortestEdge(Augmentation):
-    """Resize so that the short side gets a drawn length, or less where the long side would pass ``max_size``.
+    """Resize the short side to a randomly drawn length, or to less where the long side would exceed ``max_size``.
 
     ``short_edge_length`` is a [low, high] range (``sample_style`` "range") or the lengths to choose from
     ("choice"). A drawn length of 0 leaves the image as it is.
@@ -262,7 +223,7 @@ class ResizeShortestEdge(Augmentation):
         """Return (h, w) after the resize, rounded half up."""
         short = float(short_edge_length)
         scale = short / min(oldh, oldw)
-        # The short side is taken as it is: scale times its old length may miss it by a rounding error.
+        # The short side is set, not computed: scale times its old length could differ by a rounding error.
         height, width = (short, scale * oldw) if oldh < oldw else (scale * oldh, short)
         if max(height, width) > max_size:
             shrink = float(max_size) / max(height, width)
@@ -273,9 +234,9 @@ class ResizeShortestEdge(Augmentation):
 class RandomCrop(Augmentation):
     """Crop a rectangle at a random place.
 
-    ``crop_type`` says what ``crop_size`` means: "absolute", (h, w) in pixels, at most the image; "relative",
-    the shares of the image's height and width; "relative_range", the least such shares; "absolute_range", the
-    least and the greatest length in pixels of both sides.
+    ``crop_type`` defines ``crop_size``: "absolute", (h, w) in pixels, at most the image; "relative", fractions of the
+    image's height and width; "relative_range", the smallest such fractions; "absolute_range", the smallest and the
+    largest length in pixels of either side.
     """
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
@@ -292,7 +253,7 @@ class RandomCrop(Augmentation):
         return CropTransform(x0, y0, crop_width, crop_height)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return (h, w) of a crop of an image of (h, w), drawn where the type says so."""
+        """Return (h, w) of a crop of an image of (h, w); the range types draw it."""
         height, width = image_size
         if self.crop_type == "absolute":
             return min(int(self.crop_size[0]), height), min(int(self.crop_size[1]), width)
@@ -308,10 +269,10 @@ class RandomCrop(Augmentation):
 
 
 class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 - Detectron2's name
-    """Crop like RandomCrop, but try again, ten times in all, while one class fills too much of the crop.
+    """RandomCrop that is drawn again, up to ten times in all, while one class covers too much of the crop.
 
-    A crop is good if it has two classes or more and none fills ``single_category_max_area`` of its pixels,
-    those of ``ignored_category`` not counted. 1.0 accepts every crop.
+    A crop is accepted if it has at least two classes and each covers less than ``single_category_max_area`` of its
+    pixels, not counting those of ``ignored_category``. 1.0 accepts every crop.
     """
 
     def __init__(
@@ -328,7 +289,7 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 - Detectron
         self.ignored_category = ignored_category
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
-        """Return the first good crop, or the last one tried."""
+        """Return the first crop that is accepted, or the last one drawn."""
         if self.single_category_max_area >= 1.0:
             return self.crop_aug.get_transform(image)
         for _ in range(CROP_ATTEMPTS):
@@ -339,74 +300,3 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 - Detectron
             if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
                 break
         return crop
-
-
-class _RandomBlend(Augmentation):
-    """Blend the image with something plainer; the image's weight is drawn, and 1 changes nothing."""
-
-    def __init__(self, intensity_min: float, intensity_max: float) -> None:
-        self.intensity_min = intensity_min
-        self.intensity_max = intensity_max
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the weight and return the blend."""
-        weight = np.random.uniform(self.intensity_min, self.intensity_max)
-        return BlendTransform(src_image=self._plain(image), src_weight=1 - weight, dst_weight=weight)
-
-    def _plain(self, image: np.ndarray) -> Any:
-        raise NotImplementedError
-
-
-class RandomContrast(_RandomBlend):
-    """Blend an image with its mean, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        return image.mean()
-
-
-class RandomBrightness(_RandomBlend):
-    """Blend an image with black, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        return 0
-
-
-class RandomSaturation(_RandomBlend):
-    """Blend an RGB image with its grey values, by a weight from [intensity_min, intensity_max]."""
-
-    def _plain(self, image: np.ndarray) -> Any:
-        assert image.shape[-1] == 3, f"RandomSaturation takes RGB images, not {image.shape}"
-        return image.dot([0.299, 0.587, 0.114])[:, :, None]
-
-
-__all__ = [
-    "AugInput",
-    "Augmentation",
-    "AugmentationList",
-    "BlendTransform",
-    "CropTransform",
-    "HFlipTransform",
-    "NoOpTransform",
-    "PadTransform",
-    "RandomBrightness",
-    "RandomContrast",
-    "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint",
-    "RandomFlip",
-    "RandomSaturation",
-    "Resize",
-    "ResizeShortestEdge",
-    "ResizeTransform",
-    "StandardAugInput",
-    "Transform",
-    "TransformList",
-    "VFlipTransform",
-    "apply_augmentations",
-]
-
-__getattr__ = beyond_lite(
-    __name__,
-    "ColorTransform ExtentTransform FixedSizeCrop GridSampleTransform MinIoURandomCrop PILColorTransform "
-    "RandomApply RandomExtent RandomLighting RandomResize RandomRotation ResizeScale RotationTransform "
-    "ScaleTransform",
-)

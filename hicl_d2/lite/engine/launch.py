@@ -75,4 +75,5 @@ def _run_rank(
     comm.create_local_process_group(processes_here)
     comm.synchronize()
     main_func(*args)
-    dist.destroy_process_group()
+    if dist.is_initialized():  # main_func may have left by itself
+        comm.leave_process_groups()

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,29 +12,28 @@ import torch
 from torch import nn
 
 from hicl_d2.lite.utils import comm
-from hicl_d2.lite.utils.logger import log_every_n_seconds
 
 logger = logging.getLogger(__name__)
 
-WARMUP_BATCHES = 5  # not counted in the times: caches fill
+WARMUP_BATCHES = 5  # not counted in the times, which caches still change
 SECONDS_BETWEEN_REPORTS = 5
 
 
 class DatasetEvaluator:
-    """Turn a model's outputs into scores: one ``reset``, a ``process`` per batch, one ``evaluate``."""
+    """Base class of evaluators: ``reset`` once, ``process`` for every batch, ``evaluate`` once."""
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Discard what was processed so far."""
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
-        """Take in one batch: the model's ``inputs`` and, in the same order, its ``outputs``."""
+        """Process one batch: the model's ``inputs`` and, in the same order, its ``outputs``."""
 
     def evaluate(self) -> dict[str, Any] | None:
         """Return {task: {metric: score}}, None on processes other than the main one."""
 
 
 class DatasetEvaluators(DatasetEvaluator):
-    """Feed several evaluators at once and join their results, whose tasks must differ."""
+    """Several evaluators as one, with their results in one dictionary; no two may report the same task."""
 
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         self._evaluators = evaluators
@@ -59,7 +59,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode inside the context and back into the mode it was in."""
+    """Put ``model`` into eval mode, and restore its mode at the end."""
     was_training = model.training
     model.eval()
     try:
@@ -76,8 +76,9 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run ``model`` over ``data_loader`` without gradients and return the evaluator's results.
 
-    The loader has a length. An ``nn.Module`` is in eval mode meanwhile. With ``evaluator`` None it is only
-    timed. ``callbacks`` may hold functions named on_start, before_inference, after_inference and on_end.
+    The loader must have a length. An ``nn.Module`` is put into eval mode for the run. A list of evaluators is joined;
+    None only measures the time. ``callbacks`` may hold functions named on_start, before_inference, after_inference and
+    on_end.
     """
     if evaluator is None or isinstance(evaluator, MutableSequence):
         evaluator = DatasetEvaluators(evaluator or [])
@@ -111,11 +112,12 @@ def inference_on_dataset(
 
 
 class _Clock:
-    """Seconds per stage of the loop, logged in the words that Detectron2's log readers look for."""
+    """Seconds per stage of the loop, logged in Detectron2's words, which tools that read its logs look for."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
         self.warmup = min(WARMUP_BATCHES, total - 1)
+        self.reported = -math.inf
         self._restart()
 
     def _restart(self) -> None:
@@ -131,8 +133,11 @@ class _Clock:
     def count_batch(self) -> None:
         self.done += 1
         self.counted += 1
-        if self.done > 2 * self.warmup or self.spent["compute"] > SECONDS_BETWEEN_REPORTS * self.counted:
-            log_every_n_seconds(logging.INFO, self._progress(), n=SECONDS_BETWEEN_REPORTS)
+        is_slow = self.spent["compute"] > SECONDS_BETWEEN_REPORTS * self.counted
+        is_due = self.last - self.reported >= SECONDS_BETWEEN_REPORTS
+        if is_due and (is_slow or self.done > 2 * self.warmup):
+            logger.info(self._progress())
+            self.reported = self.last
         if self.done == self.warmup:
             self._restart()
 

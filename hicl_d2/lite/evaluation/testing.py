@@ -1,4 +1,4 @@
-"""What is done with results: shown for a spreadsheet, flattened, compared with expectations."""
+"""Results of an evaluation: logged as CSV, flattened, compared with expected values."""
 
 import logging
 import math
@@ -13,9 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log the main metrics of every task as comma-separated lines; names with a hyphen (a class's own) are
-    left out.
-    """
+    """Log the main metrics of every task as comma-separated lines, without those per class (``IoU-road``)."""
     assert isinstance(results, Mapping) or not results, f"results are a dictionary of tasks, not {results!r}"
     for task, scores in results.items():
         if not isinstance(scores, Mapping):

@@ -1,19 +1,15 @@
-"""From a model's grid back to the image's."""
+"""Resizing predictions to the size of the image."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from hicl_d2.lite import beyond_lite
-
 __all__ = ["sem_seg_postprocess"]
-
-__getattr__ = beyond_lite(__name__, "detector_postprocess")
 
 
 def sem_seg_postprocess(
     result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
 ) -> Tensor:
-    """Cut the padding off logits (K, H, W) of an image of ``img_size`` and resize them to the output."""
+    """Crop logits (K, H, W) to ``img_size``, without the padding, and resize them to the output size."""
     logits = result[None, :, : img_size[0], : img_size[1]]
     size = (output_height, output_width)
     if logits.shape[-2:] == size:  # resizing to the same size changes nothing

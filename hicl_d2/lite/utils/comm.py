@@ -1,13 +1,12 @@
 """Communication between the processes of a run; without a process group there is one, of rank 0."""
 
 import functools
-from collections.abc import Mapping
+import gc
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 _local_group: dist.ProcessGroup | None = None
 
@@ -42,6 +41,21 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         group = dist.new_group(list(ranks))  # a collective call: every process makes every group
         if get_rank() in ranks:
             _local_group = group
+
+
+def leave_process_groups() -> None:
+    """Leave all process groups; every process calls this once, when no communication is under way.
+
+    A worker thread of gloo may hold the last reference to a tensor. If a group still lives when the interpreter shuts
+    down, that thread can no longer release the tensor, and aborts the process. Destroying the groups joins their
+    threads, but only once nothing in Python refers to them.
+    """
+    global _local_group
+    _local_group = None
+    create_local_process_group.cache_clear()
+    _cpu_group.cache_clear()
+    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
+    dist.destroy_process_group()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
@@ -111,17 +125,3 @@ def shared_random_seed() -> int:
     """Return a seed below 2**31 drawn by rank 0 from NumPy's global generator; every process must call it."""
     seed = int(np.random.randint(2**31))
     return all_gather(seed)[0]
-
-
-def reduce_dict(input_dict: Mapping[str, Tensor], average: bool = True) -> Mapping[str, Tensor]:
-    """Sum (or average) scalar tensors over processes, key by key; the result is valid on rank 0 alone."""
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    with torch.no_grad():
-        names = sorted(input_dict)  # the same order on every process
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if is_main_process() and average:
-            values /= world_size
-    return dict(zip(names, values, strict=True))

@@ -1,31 +1,17 @@
-"""Scalars of a run over its iterations, and what writes them down: the console, JSON lines, TensorBoard."""
+"""Scalars of a run over its iterations, and the writers of the log line and of TensorBoard."""
 
 import datetime
 import functools
-import json
 import logging
-import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from hicl_d2.lite.utils.file_io import PathManager
-
-__all__ = [
-    "CommonMetricPrinter",
-    "EventStorage",
-    "EventWriter",
-    "JSONWriter",
-    "TensorboardXWriter",
-    "get_event_storage",
-    "has_event_storage",
-]
+__all__ = ["CommonMetricPrinter", "EventStorage", "EventWriter", "TensorboardXWriter", "get_event_storage"]
 
 _storages: list["EventStorage"] = []
 
@@ -36,22 +22,14 @@ def get_event_storage() -> "EventStorage":
     return _storages[-1]
 
 
-def has_event_storage() -> bool:
-    """Return whether there is a ``with EventStorage(...)`` around the caller."""
-    return bool(_storages)
-
-
 class EventStorage:
-    """The history of every scalar of a run, and the images and histograms that await TensorBoard."""
+    """The history of every scalar of a run; as a context manager, the current storage."""
 
     def __init__(self, start_iter: int = 0) -> None:
         self._iteration = start_iter
         self._histories: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._latest: dict[str, tuple[float, int]] = {}
         self._hints: dict[str, bool] = {}
-        self._prefix = ""
-        self.images: list[tuple[str, Tensor, int]] = []
-        self.histograms: list[dict[str, Any]] = []
 
     def put_scalar(
         self, name: str, value: float | Tensor, smoothing_hint: bool = True, cur_iter: int | None = None
@@ -61,7 +39,6 @@ class EventStorage:
         ``smoothing_hint`` says whether writers show a median over recent values; AssertionError if it differs
         from the one before.
         """
-        name = self._prefix + name
         hint = self._hints.setdefault(name, smoothing_hint)
         assert hint == smoothing_hint, f"Scalar {name} was put with a different smoothing_hint!"
         iteration = self._iteration if cur_iter is None else cur_iter
@@ -74,36 +51,6 @@ class EventStorage:
         """Add several scalars, as :meth:`put_scalar`, given as keyword arguments."""
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
-
-    def put_image(self, img_name: str, img_tensor: Tensor) -> None:
-        """Add an RGB image (3, H, W), uint8 in [0, 255] or float in [0, 1], for TensorBoard."""
-        self.images.append((img_name, img_tensor, self._iteration))
-
-    def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
-        """Add the histogram of a tensor's values in ``bins`` equal steps, for TensorBoard."""
-        low, high = hist_tensor.min().item(), hist_tensor.max().item()
-        edges = torch.linspace(low, high, bins + 1, dtype=torch.float32)
-        self.histograms.append(
-            {
-                "tag": hist_name,
-                "min": low,
-                "max": high,
-                "num": len(hist_tensor),
-                "sum": float(hist_tensor.sum()),
-                "sum_squares": float(hist_tensor.square().sum()),
-                "bucket_limits": edges[1:].tolist(),
-                "bucket_counts": torch.histc(hist_tensor, bins=bins).tolist(),
-                "global_step": self._iteration,
-            }
-        )
-
-    def clear_images(self) -> None:
-        """Forget the images; whoever wrote them down calls this."""
-        self.images = []
-
-    def clear_histograms(self) -> None:
-        """Forget the histograms; whoever wrote them down calls this."""
-        self.histograms = []
 
     def history(self, name: str) -> HistoryBuffer:
         """Return all values of a scalar; KeyError if it was never put."""
@@ -144,7 +91,7 @@ class EventStorage:
         return self._hints
 
     def step(self) -> None:
-        """Go on to the next iteration."""
+        """Advance to the next iteration."""
         self._iteration += 1
 
     @property
@@ -156,16 +103,6 @@ class EventStorage:
     def iter(self, value: int) -> None:
         self._iteration = int(value)
 
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Put ``name/`` before the names of all scalars put inside; a scope inside replaces it."""
-        outer = self._prefix
-        self._prefix = name.rstrip("/") + "/"
-        try:
-            yield
-        finally:
-            self._prefix = outer
-
     def __enter__(self) -> "EventStorage":
         _storages.append(self)
         return self
@@ -175,47 +112,18 @@ class EventStorage:
 
 
 class EventWriter:
-    """Base class of what writes down the events of the current storage."""
+    """Base class of writers, which read the current event storage."""
 
     def write(self) -> None:
-        """Write what is new."""
+        """Write what was added since the last call."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close what is open."""
-
-
-class JSONWriter(EventWriter):
-    """Append scalars to a file (``metrics.json``), one JSON object per iteration and line."""
-
-    def __init__(self, json_file: str, window_size: int = 20) -> None:
-        """``window_size``: iterations over which smoothed scalars are the median."""
-        self._file = PathManager.open(json_file, "a")
-        self._window_size = window_size
-        self._last_write = -1
-
-    def write(self) -> None:
-        """Write the scalars of iterations after the last one written, and flush them to disk."""
-        lines: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in (
-            get_event_storage().latest_with_smoothing_hint(self._window_size).items()
-        ):
-            if iteration > self._last_write:
-                lines[iteration][name] = value
-        for iteration, scalars in lines.items():
-            self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
-        self._last_write = max(lines, default=self._last_write)
-        self._file.flush()
-        if hasattr(self._file, "fileno"):  # a remote file may have none
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
 
 
 class TensorboardXWriter(EventWriter):
-    """Write scalars, images and histograms for TensorBoard."""
+    """Write scalars for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         """``kwargs`` go to ``torch.utils.tensorboard.SummaryWriter``, which is made when first written to."""
@@ -230,7 +138,7 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(**self._arguments)
 
     def write(self) -> None:
-        """Write the scalars of iterations after the last one written, and take the storage's pictures."""
+        """Write the scalars of the iterations after the last one written."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -238,12 +146,6 @@ class TensorboardXWriter(EventWriter):
                 self._writer.add_scalar(name, value, iteration)
                 newest = max(newest, iteration)
         self._last_write = newest
-        for name, image, iteration in storage.images:
-            self._writer.add_image(name, image, iteration)
-        for histogram in storage.histograms:
-            self._writer.add_histogram_raw(**histogram)
-        storage.clear_images()
-        storage.clear_histograms()
 
     def close(self) -> None:
         """Close the event file, if anything was written."""

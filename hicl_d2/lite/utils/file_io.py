@@ -5,7 +5,7 @@ from typing import IO, Any
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
-__all__ = ["PathHandler", "PathManager"]
+__all__ = ["PathManager"]
 
 
 class Detectron2Handler(PathHandler):

@@ -1,6 +1,6 @@
-"""The losses of Mask2Former: predictions matched to the masks of an image, then class, mask and dice losses.
+"""The losses of Mask2Former: queries are matched to the masks of an image, then class, mask and dice losses are taken.
 
-Import this where it is used: it loads transformers.
+Importing this module imports transformers; import it inside functions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from hicl_d2.d2.utils import comm
 
-# The original's names of transformers' losses, in its order.
+# Names of the losses in the original, in its order, and in transformers.
 LOSSES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
 
 
 class SetCriterion(Mask2FormerLoss):
-    """Transformers' loss in float32, weighted, under the original's names, its normaliser averaged over processes."""
+    """Transformers' loss in float32, weighted and named as in the original; the number of masks is averaged over processes."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class SetCriterion(Mask2FormerLoss):
         }
 
     def get_num_masks(self, class_labels: Any, device: torch.device) -> Tensor:
-        """Return the number of masks per process, at least 1: each process then weighs its own masks alike."""
+        """Return the mean number of masks per process, at least 1, by which every process divides its losses."""
         count = torch.tensor(float(sum(map(len, class_labels))), device=device)
         if comm.get_world_size() > 1:
             dist.all_reduce(count)

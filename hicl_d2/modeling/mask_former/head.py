@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ShapeSpec
-from hicl_d2.modeling.check import check_mask_former_head
+from hicl_d2.modeling.mask_former.check import check_mask_former_head
 from hicl_d2.modeling.mask_former.pixel_decoder import MSDeformAttnPixelDecoder
 from hicl_d2.modeling.mask_former.predictor import MultiScaleMaskedTransformerDecoder
 
 
 class MaskFormerHead(nn.Module):
-    """From a backbone's features to class and mask predictions of queries; it computes no loss."""
+    """Predict classes and masks of queries from a backbone's features; the losses are the model's (`SetCriterion`)."""
 
-    # The original renames the parts of files below version 2 of head and predictor: ours have the newer names.
+    # Of the state dict: the original renames parameters of files with a version below 2, and ours have the new names.
     _version = 2
 
     @configurable
@@ -34,7 +34,7 @@ class MaskFormerHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Build both parts; raises InputError for settings that do not suit the backbone or are not offered."""
+        """Build pixel decoder and predictor. Raises InputError for settings that do not fit the backbone."""
         head, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         check_mask_former_head(cfg, {name: int(shape.stride or 0) for name, shape in input_shape.items()})
         shapes = {name: input_shape[name] for name in head.IN_FEATURES}

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.d2.config import CfgNode, configurable
-from hicl_d2.d2.modeling import Backbone, build_backbone, sem_seg_postprocess
+from hicl_d2.d2.modeling import Backbone, SemanticSegmentor, build_backbone, sem_seg_postprocess
 from hicl_d2.d2.structures import ImageList
 from hicl_d2.modeling.mask_former.head import MaskFormerHead
+from hicl_d2.modeling.predictions import semantic_scores
 
 
-class MaskFormer(nn.Module):
-    """A backbone, Mask2Former's head and its losses; ``pixel_mean`` and ``pixel_std`` normalise the images' channels.
+class MaskFormer(SemanticSegmentor):
+    """A segmentor whose head predicts masks and classes of queries; its losses match queries to the masks of an image.
 
-    Images are padded to a multiple of ``size_divisibility`` (below 0: what the backbone asks for). With
+    Images are padded to a multiple of ``size_divisibility`` (below 0: the backbone's). With
     ``resize_masks`` the masks are resized to the output and then summed over queries, which takes more memory and gives
     slightly other scores than resizing the sum.
     """
@@ -33,16 +34,12 @@ class MaskFormer(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
+        super().__init__(
+            backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
         self.criterion: Any = criterion
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.resize_masks = resize_masks
-        self.pixel_mean: Tensor
-        self.pixel_std: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -51,7 +48,7 @@ class MaskFormer(nn.Module):
 
         settings = cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
-        # By its class: under the name there may stand the original's, which computes the same but is called otherwise.
+        # Not by its registered name, which may be the original project's head: that is called with other arguments.
         sem_seg_head = MaskFormerHead(cfg, backbone.output_shape())
         criterion = SetCriterion(
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -73,11 +70,6 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device that the images are moved to."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Return the weighted losses by name in training, else one dictionary per image.
@@ -106,7 +98,7 @@ class MaskFormer(nn.Module):
         return outputs
 
     def targets(self, batched_inputs: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return per image the class ids (N,) that it shows and their masks (N, H, W), padded to one size."""
+        """Return the class ids (N,) present in each image and their masks (N, H, W), padded to one size."""
         ignore_value: Any = self.sem_seg_head.ignore_value
         maps = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
         padded = ImageList.from_tensors(maps, self.size_divisibility, ignore_value).tensor
@@ -120,19 +112,3 @@ class MaskFormer(nn.Module):
         if self.resize_masks:
             return semantic_scores(classes, sem_seg_postprocess(masks, size, *target))
         return sem_seg_postprocess(semantic_scores(classes, masks), size, *target)
-
-    def semantic_logits(self, predictions: dict[str, Any]) -> Tensor:
-        """Return (B, K, h, w), logits whose softmax is the share of each class in the last layer's semantic scores.
-
-        A branch that reads class probabilities in training gets them from the predictions there are, without a second
-        forward. They carry no gradient.
-        """
-        with torch.no_grad():
-            scores = semantic_scores(predictions["pred_logits"].float(), predictions["pred_masks"].float())
-            return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-
-
-def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
-    """Return scores (..., K, h, w) for class logits (..., Q, K + 1) and mask logits (..., Q, h, w)."""
-    probabilities = classes.softmax(-1)[..., :-1]
-    return torch.einsum("...qk,...qhw->...khw", probabilities, masks.sigmoid())

@@ -1,21 +1,21 @@
-"""Which parameter of the original Mask2Former is which in transformers.
+"""Parameter names of the original Mask2Former and of transformers.
 
-Left: the name in facebookresearch/Mask2Former, which is the name in our state dict. Right: the name in transformers'
-module. ``{n}`` counts layers. What is not listed has the same name in both.
+Left: the name in facebookresearch/Mask2Former, used in our state dict. Right: the name in transformers' module. ``{n}``
+is the number of a layer. Parameters that are not listed have the same name in both.
 """
 
 from collections.abc import Iterator
 
-from hicl_d2.modeling.rehome import Names
+from hicl_d2.modeling.renaming import Names
 
-# sem_seg_head.pixel_decoder.* and transformers' Mask2FormerPixelDecoder. The runner itself is called "transformer" in
-# the original: level_embed is a parameter of it.
+# sem_seg_head.pixel_decoder.* and transformers' Mask2FormerPixelDecoder. The wrapped module itself is called
+# "transformer" in the original, which has the parameter level_embed there.
 PIXEL_DECODER: Names = (
     ("input_proj", "input_projections"),
     ("mask_features", "mask_projection"),
     ("transformer", ""),
 )
-# sem_seg_head.pixel_decoder.transformer.encoder.layers.{n}.*, within the runner.
+# sem_seg_head.pixel_decoder.transformer.encoder.layers.{n}.*, within the wrapped module.
 PIXEL_DECODER_LAYER: Names = (
     ("norm1", "self_attn_layer_norm"),
     ("linear1", "fc1"),

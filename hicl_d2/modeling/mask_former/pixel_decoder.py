@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from hicl_d2.d2.layers import Conv2d, ShapeSpec, get_norm
 from hicl_d2.modeling.mask_former.names import PIXEL_DECODER, PIXEL_DECODER_LAYER
-from hicl_d2.modeling.rehome import Rehomed
+from hicl_d2.modeling.renaming import Renamed
 
-# Of the deformable encoder; the original has no key for it.
+# Width of the hidden layers of the deformable encoder; the original has no config key for it.
 ENCODER_FEEDFORWARD = 1024
-# Scales that the deformable encoder, and after it the masked attention, work on.
+# Number of scales of the deformable encoder and of the masked attention after it.
 LEVELS = 3
 
 
-class MSDeformAttnPixelDecoder(Rehomed):
+class MSDeformAttnPixelDecoder(Renamed):
     """Transformers' pixel decoder with the original's parameter names, initialisation and float32.
 
     ``shapes`` holds channels and stride of each feature by name, from fine to coarse; the three coarsest go through
@@ -64,7 +64,7 @@ class MSDeformAttnPixelDecoder(Rehomed):
         _drop_pyramid(decoder)
         decoder.lateral_convolutions = [lateral for lateral, _ in reversed(pyramid)]
         decoder.output_convolutions = [output for _, output in reversed(pyramid)]
-        self.adopt(decoder, PIXEL_DECODER)
+        self.rename(decoder, PIXEL_DECODER)
         for number, (lateral, output) in enumerate(pyramid, start=1):
             self.add_module(f"adapter_{number}", lateral)
             self.add_module(f"layer_{number}", output)
@@ -88,7 +88,7 @@ class MSDeformAttnPixelDecoder(Rehomed):
         return lateral, output
 
     def _initialise(self, decoder: Any) -> None:
-        """Initialise as the original does: transformers leaves ``level_embed`` as memory happens to be."""
+        """Initialise as the original does; transformers leaves ``level_embed`` uninitialised."""
         for projection in decoder.input_projections:
             nn.init.xavier_uniform_(projection[0].weight)
             nn.init.zeros_(projection[0].bias)
@@ -103,11 +103,11 @@ class MSDeformAttnPixelDecoder(Rehomed):
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """Return mask features (B, C, H / common_stride, W / common_stride) and three maps, coarse to fine.
 
-        In float32 whatever autocast says: sampling positions are too fine for half precision.
+        Computed in float32 with autocast disabled: half precision cannot resolve the sampling positions.
         """
         maps = [features[name].float() for name in self.in_features]
         with torch.autocast(maps[0].device.type, enabled=False):
-            outputs = self._runner(
+            outputs = self._wrapped(
                 maps, output_attentions=False, output_hidden_states=False, return_dict=True
             )
         return outputs.mask_features, outputs.multi_scale_features
@@ -121,14 +121,14 @@ def _rename(layer: nn.Module) -> None:
 
 
 def _drop_pyramid(decoder: nn.Module) -> None:
-    """Remove transformers' own pyramid, which knows group normalisation alone."""
+    """Remove transformers' own feature pyramid, which supports no norm but group normalisation."""
     for name in [name for name in decoder._modules if name.startswith(("adapter_", "layer_"))]:
         del decoder._modules[name]
 
 
 @torch.no_grad()
 def _initialise_sampling(attention: Any) -> None:
-    """Let each head look at first in a direction of its own, its points one cell farther each (Deformable DETR)."""
+    """Initialise the sampling offsets: one direction per head, point i at i cells (Deformable DETR, Zhu et al. 2021)."""
     angles = torch.arange(attention.n_heads, dtype=torch.float32) * (2 * torch.pi / attention.n_heads)
     directions = torch.stack([angles.cos(), angles.sin()], -1)
     directions = directions / directions.abs().amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The transformer decoder: queries attend to the image inside the masks that they predicted before."""
+"""The transformer decoder: each layer attends only to the pixels inside the masks predicted by the layer before."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from hicl_d2.modeling.mask_former.names import (
     PREDICTOR_LAYER,
     numbered,
 )
-from hicl_d2.modeling.rehome import Rehomed, SelfAttention
+from hicl_d2.modeling.renaming import Renamed, SelfAttention
 
 
-class MultiScaleMaskedTransformerDecoder(Rehomed):
+class MultiScaleMaskedTransformerDecoder(Renamed):
     """Transformers' decoder with the original's parameter names and initialisation, and the classifier of queries.
 
-    ``layers`` decoder layers make ``layers`` + 1 predictions: the first is that of the learned queries themselves.
+    ``layers`` decoder layers give ``layers`` + 1 predictions, the first from the learned queries before any layer.
     """
 
-    _version = 2  # as the head's
+    _version = 2  # of the state dict, as the head's
 
     def __init__(
         self,
@@ -52,17 +52,17 @@ class MultiScaleMaskedTransformerDecoder(Rehomed):
             enforce_input_projection=enforce_input_projection,
             dropout=0.0,
         )
-        runner = Mask2FormerTransformerModule(in_channels, settings)
-        for layer in runner.decoder.layers:
+        wrapped = Mask2FormerTransformerModule(in_channels, settings)
+        for layer in wrapped.decoder.layers:
             layer.self_attn = SelfAttention(hidden_channels, heads)
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        for projection in runner.input_projections:
+        for projection in wrapped.input_projections:
             if isinstance(projection, nn.Conv2d):
                 weight_init.c2_xavier_fill(projection)
-        self.adopt(
-            runner,
+        self.rename(
+            wrapped,
             [*PREDICTOR, *numbered(PREDICTOR_LAYER, layers), *numbered(MASK_EMBEDDING_LAYER, 3)],
         )
         self.class_embed = nn.Linear(hidden_channels, num_classes + 1)
@@ -70,9 +70,9 @@ class MultiScaleMaskedTransformerDecoder(Rehomed):
     def forward(self, multi_scale_features: Sequence[Tensor], mask_features: Tensor) -> dict[str, Any]:
         """Return class logits "pred_logits" (B, Q, K + 1) and mask logits "pred_masks" (B, Q, h, w) of the last layer.
 
-        The last class is "no object". "aux_outputs" lists the same for the layers before, first to last.
+        The last class is "no object". "aux_outputs" lists the predictions of the earlier layers, in order.
         """
-        decoded = self._runner(multi_scale_features, mask_features)
+        decoded = self._wrapped(multi_scale_features, mask_features)
         predictions = [
             {"pred_logits": self.class_embed(states.transpose(0, 1)), "pred_masks": masks}
             for states, masks in zip(

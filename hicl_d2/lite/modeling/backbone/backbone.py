@@ -35,11 +35,6 @@ class Backbone(nn.Module, metaclass=ABCMeta):
         """Return what the height and width of the images must be a multiple of; 0 for anything."""
         return 0
 
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Return further wishes for padding: ``size_divisibility``, or ``square_size`` for a square."""
-        return {}
-
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each feature map."""
         return {

@@ -10,15 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import beyond_lite
 from hicl_d2.lite.config import CfgNode
 from hicl_d2.lite.layers import Conv2d, Norm, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 from hicl_d2.lite.modeling.backbone.resnet import build_resnet_backbone
 
 __all__ = ["FPN", "LastLevelMaxPool", "build_resnet_fpn_backbone"]
-
-__getattr__ = beyond_lite(__name__, "LastLevelP6P7 build_retinanet_resnet_fpn_backbone")
 
 
 class LastLevelMaxPool(nn.Module):
@@ -37,7 +34,7 @@ class FPN(Backbone):
 
     ``in_features`` go from fine to coarse with strides that double; the level of stride 2**n is ``p<n>``.
     ``top_block`` adds coarser levels; ``fuse_type`` is sum or avg. Raises InputError for a feature that
-    ``bottom_up`` does not give out.
+    ``bottom_up`` does not return.
     """
 
     def __init__(
@@ -48,7 +45,6 @@ class FPN(Backbone):
         norm: Norm = "",
         top_block: nn.Module | None = None,
         fuse_type: str = "sum",
-        square_pad: int = 0,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -77,18 +73,12 @@ class FPN(Backbone):
         self._out_features = list(self._out_feature_strides)
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         self._size_divisibility = strides[-1]
-        self._square_pad = square_pad
         self._fuse_type = fuse_type
 
     @property
     def size_divisibility(self) -> int:
         """Return the coarsest stride: levels fit onto each other only if it divides the image."""
         return self._size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Return the side of the square that images are padded to, 0 for none."""
-        return {"square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return p<n> (B, out_channels, H / 2**n, W / 2**n) for images (B, C, H, W), from fine to coarse."""

@@ -9,21 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.lite import beyond_lite, needs_detectron2
+from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.config import CfgNode
 from hicl_d2.lite.layers import CNNBlockBase, Conv2d, Norm, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 
-# fmt: off
-__all__ = [
-    "BasicBlock", "BasicStem", "BottleneckBlock", "ResNet", "ResNetBlockBase", "build_resnet_backbone",
-    "make_stage",
-]
-# fmt: on
-
-__getattr__ = beyond_lite(__name__, "DeformBottleneckBlock")
-
-ResNetBlockBase = CNNBlockBase
+__all__ = ["BasicBlock", "BasicStem", "BottleneckBlock", "ResNet", "build_resnet_backbone"]
 
 # Blocks in res2, res3, res4, res5.
 BLOCKS_PER_STAGE = {
@@ -130,22 +121,20 @@ class BasicStem(CNNBlockBase):
 class ResNet(Backbone):
     """A stem and stages of residual blocks, with children ``stem``, ``res2``, ``res3``, ...
 
-    ``out_features`` names the children whose output is given out (None: the last); stages after the last of
-    them are not kept. ``num_classes`` adds pooling and the child ``linear``. The first ``freeze_at`` of stem,
-    res2, ... are frozen. Raises InputError for a name in ``out_features`` that is no child.
+    ``out_features`` names the children whose output is returned (None: the last); stages after the last of them are
+    not built. The first ``freeze_at`` of stem, res2, ... are frozen. Raises InputError for a name in
+    ``out_features`` that is no child.
     """
 
     def __init__(
         self,
         stem: CNNBlockBase,
         stages: Sequence[Sequence[CNNBlockBase]],
-        num_classes: int | None = None,
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
         self.stem = stem
-        self.num_classes = num_classes
         self._out_feature_strides = {"stem": stem.stride}
         self._out_feature_channels = {"stem": stem.out_channels}
         stride, channels, name = stem.stride, stem.out_channels, "stem"
@@ -154,13 +143,8 @@ class ResNet(Backbone):
             self.add_module(name, nn.Sequential(*blocks))
             self._out_feature_strides[name], self._out_feature_channels[name] = stride, channels
         self.stage_names = tuple(self._out_feature_strides)[1:]
-        if num_classes is not None:
-            self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-            self.linear = nn.Linear(channels, num_classes)
-            nn.init.normal_(self.linear.weight, std=0.01)  # Goyal et al., "Accurate, Large Minibatch SGD"
-            name = "linear"
         self._out_features = [name] if out_features is None else list(out_features)
-        known = ["stem", *(f"res{n + 2}" for n in range(len(stages))), *(["linear"] if num_classes else [])]
+        known = ["stem", *(f"res{n + 2}" for n in range(len(stages)))]
         if not self._out_features or not set(self._out_features) <= set(known):
             raise InputError(
                 f"the ResNet has the features {', '.join(known)}; asked for: {self._out_features}"
@@ -179,12 +163,10 @@ class ResNet(Backbone):
         seen = {"stem": x}
         for name in self.stage_names:
             x = seen[name] = getattr(self, name)(x)
-        if self.num_classes is not None:
-            seen["linear"] = self.linear(self.avgpool(x).flatten(1))
         return {name: value for name, value in seen.items() if name in self._out_features}
 
     def freeze(self, freeze_at: int = 0) -> "ResNet":
-        """Stop training the first ``freeze_at`` of stem, res2, ...; their batch norms become frozen ones."""
+        """Freeze parameters and batch norms of the first ``freeze_at`` of stem, res2, ...; return the network."""
         if freeze_at >= 1:
             self.stem.freeze()
         for stage in self.stages[: max(freeze_at - 1, 0)]:
@@ -213,38 +195,16 @@ class ResNet(Backbone):
             in_channels = out_channels
         return blocks
 
-    @staticmethod
-    def make_default_stages(depth: int, block_class: Any = None, **kwargs: Any) -> list[list[CNNBlockBase]]:
-        """Make the four stages of a ResNet of ``depth`` layers; ``kwargs`` go to :meth:`make_stage`."""
-        is_deep = depth >= 50
-        block_class = block_class or (BottleneckBlock if is_deep else BasicBlock)
-        stages, in_channels = [], 64
-        for index, num_blocks in enumerate(BLOCKS_PER_STAGE[depth]):
-            out_channels = (256 if is_deep else 64) << index
-            strides = [min(index, 1) + 1] + [1] * (num_blocks - 1)
-            own: dict[str, Any] = {"in_channels": in_channels, "out_channels": out_channels}
-            own |= {"bottleneck_channels": out_channels // 4} if is_deep else {}
-            stages.append(
-                ResNet.make_stage(block_class, num_blocks, stride_per_block=strides, **own, **kwargs)
-            )
-            in_channels = out_channels
-        return stages
-
 
 def _needed(
     stages: Sequence[Sequence[CNNBlockBase]], out_features: Sequence[str] | None
 ) -> list[tuple[str, Sequence[CNNBlockBase]]]:
-    """Return named stages up to the last in ``out_features``: those that nobody reads get no gradients."""
+    """Return named stages up to the last in ``out_features``: those after it would get no gradients."""
     named = [(f"res{number}", blocks) for number, blocks in enumerate(stages, start=2)]
     if out_features is None:
         return named
     last = max([index for index, (name, _) in enumerate(named) if name in out_features], default=-1)
     return named[: last + 1]
-
-
-def make_stage(*args: Any, **kwargs: Any) -> list[CNNBlockBase]:
-    """Make the blocks of one stage, as :meth:`ResNet.make_stage`."""
-    return ResNet.make_stage(*args, **kwargs)
 
 
 @BACKBONE_REGISTRY.register()

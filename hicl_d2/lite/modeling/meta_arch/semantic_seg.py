@@ -73,18 +73,17 @@ class SemanticSegmentor(nn.Module):
         the head's ignore value, and in testing the "height" and "width" of the output (default: the image's).
         Each output holds "sem_seg", logits (K, height, width).
         """
-        padding = self.backbone.size_divisibility, self.backbone.padding_constraints
+        multiple = self.backbone.size_divisibility
         images = ImageList.from_tensors(
             [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs],
-            padding[0],
-            padding_constraints=padding[1],
+            multiple,
         )
         features = self.backbone(images.tensor)
         targets = None
         if "sem_seg" in batched_inputs[0]:
             labels = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
             ignore_value: Any = self.sem_seg_head.ignore_value
-            targets = ImageList.from_tensors(labels, padding[0], ignore_value, padding[1]).tensor
+            targets = ImageList.from_tensors(labels, multiple, ignore_value).tensor
         results, losses = self.sem_seg_head(features, targets)
         if self.training:
             return losses

@@ -1,0 +1,185 @@
+"""Reading YAML that strangers wrote: config files with their ``_BASE_`` chain, and matrix files.
+
+A tag that would run code, a key that is given twice and a document that grows without bounds by its aliases are refused
+with file and line. Values are plain: numbers, text, lists, mappings; a date is text.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from hicl_d2.command.errors import InputError, one_line
+
+BASE_KEY = "_BASE_"
+# A document's nodes with its aliases written out, and how deep they may be nested.
+MOST_NODES = 200_000
+MOST_LEVELS = 100
+YAML_TAG = "tag:yaml.org,2002:"
+PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
+# "[int(x * 0.1 * 512) for x in range(5, 21)]", as Mask2Former's files write the short sides of training images.
+SCALED_SIZES = re.compile(r"^\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]$")
+
+
+# The names of a key and of those above it, as they are written: ("SOLVER", "MAX_ITER").
+KeyPath = tuple[str, ...]
+
+
+class Key(NamedTuple):
+    """A key of a file: its path, its line (from 1), and what YAML reads it as ("str", "int", "bool", "merge", ...)."""
+
+    path: KeyPath
+    line: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file: its content and its keys in the order of their lines."""
+
+    path: Path
+    content: dict[str, Any]
+    keys: tuple[Key, ...]
+
+    @cached_property
+    def lines(self) -> dict[KeyPath, int]:
+        """The line of every key."""
+        return {key.path: key.line for key in self.keys}
+
+    def place(self, path: KeyPath) -> str:
+        """Return where a key stands, for a message: ``file:line``."""
+        return f"{self.path}:{self.lines.get(path, 1)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that a date stays text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{YAML_TAG}timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path, kind: str = "config file") -> Document:
+    """Read the mapping in a YAML file (an empty file holds none); ``kind`` is what the user calls the file.
+
+    Raises InputError, in one line with file and line, for a file that is missing or malformed.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{kind} {path} cannot be read: it is not a regular file")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{kind} {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kind} {path} cannot be read: {one_line(error)}") from None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        keys = sorted(_checked_keys(root, path), key=lambda key: key.line) if root is not None else []
+        content = loader.construct_document(root) if root is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: it must hold keys and values, not a {type(content).__name__}")
+    return Document(path, content, tuple(keys))
+
+
+def read_chain(path: Path, kind: str = "config file") -> list[Document]:
+    """Return the documents of ``path`` and of the files it is based on, the last base first, without their ``_BASE_``.
+
+    Raises InputError as :func:`read_yaml` does, and for a chain that leads back to itself.
+    """
+    chain: list[Document] = []
+    seen: set[Path] = set()
+    while True:
+        seen.add(path.resolve())
+        document = read_yaml(path, kind)
+        base = document.content.pop(BASE_KEY, None)
+        chain.append(document)
+        if base is None:
+            return chain[::-1]
+        if not isinstance(base, str):
+            raise InputError(
+                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one config file, not {base!r}"
+            )
+        path = path.parent / Path(base).expanduser()
+        if path.resolve() in seen:
+            raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
+
+
+def leaves(content: Mapping[Any, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values of nested mappings with their paths; an empty mapping is a value."""
+    for key, value in content.items():
+        path = (*above, str(key))
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, path)
+        else:
+            yield path, value
+
+
+def flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return nested mappings as one level with dotted keys: {"SOLVER.MAX_ITER": 400}."""
+    return {".".join(path): value for path, value in leaves(content)}
+
+
+def _checked_keys(root: yaml.Node, file: Path) -> Iterator[Key]:
+    """Yield every key of a document; InputError for what is refused.
+
+    Goes through the nodes as the document means them, aliases written out.
+    """
+    waiting: list[tuple[yaml.Node, KeyPath, int]] = [(root, (), 0)]
+    count = 0
+    while waiting:
+        node, above, level = waiting.pop()
+        count += 1
+        place = f"{file}:{node.start_mark.line + 1}"
+        if count > MOST_NODES or level > MOST_LEVELS:
+            raise InputError(
+                f"{place}: the document is too large or nested too deeply, its aliases written out"
+            )
+        if node.tag.startswith(PYTHON_TAG):
+            tag = node.tag.removeprefix(YAML_TAG)
+            raise InputError(
+                f"{place}: the tag !!{tag} would run code and is refused; write {_without_code(node)}"
+            )
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(child, above, level + 1) for child in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            keys = list(_own_keys(node, above, file))
+            yield from keys
+            for key, (name, value) in zip(keys, node.value, strict=True):
+                waiting += [(name, above, level + 1), (value, key.path, level + 1)]
+
+
+def _own_keys(node: yaml.MappingNode, above: KeyPath, file: Path) -> Iterator[Key]:
+    """Yield the keys of one mapping; InputError for one that is given twice."""
+    first: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        name = key.value if isinstance(key, yaml.ScalarNode) else f"[line {line}]"
+        if name in first and key.tag != MERGE_TAG:
+            raise InputError(
+                f"{file}:{line}: the key {name} is given twice, here and in line {first[name]}; put both into one"
+            )
+        first[name] = line
+        yield Key((*above, name), line, key.tag.removeprefix(YAML_TAG))
+
+
+def _without_code(node: yaml.Node) -> str:
+    """Return what to write instead of ``node``: for the sizes of Mask2Former's files the very list."""
+    scalars = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found = SCALED_SIZES.search("".join(str(part.value) for part in scalars))
+    if found is None:
+        return "the value itself (a list, a number, a string)"
+    factor, side, first, end = float(found[1]), *map(int, found.groups()[1:])
+    return f"{[int(step * factor * side) for step in range(first, end)]} instead"

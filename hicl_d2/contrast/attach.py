@@ -1,0 +1,250 @@
+"""Attaching a contrast to a model that knows nothing of it, by the name of a module."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from hicl_d2.contrast.attachment import NAME, Attachment, find_images
+from hicl_d2.contrast.build import build_contrast
+from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.grid import infer_stride
+from hicl_d2.contrast.taps import Tap, channels_of, find_module, reading, run_blank
+
+__all__ = ["attach", "strip"]
+
+# What wrappers put before the names of a model's tensors: DistributedDataParallel and averaged copies, torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Sides of the windows in image pixels: those of the default windows at stride 4.
+_WINDOW_PIXELS = (4, 8, 16, 32, 64)
+
+
+def attach(
+    model: nn.Module,
+    *,
+    feature: str,
+    num_classes: int,
+    side: str = "input",
+    logits: str | None = None,
+    to_logits: Callable[[Any], Tensor] | None = None,
+    image: str | None = None,
+    in_channels: int | None = None,
+    grid: tuple[int, int] | None = None,
+    example: Any = None,
+    stride: int | None = None,
+    contrast: str = "hicl",
+    weight: float = 0.1,
+    start_iter: int = 0,
+    warmup_iters: int = 0,
+    seed: int = 0,
+    **settings: Any,
+) -> Contrast:
+    """Attach a contrast to ``model``, in place, and return it: the model's new child ``hicl``.
+
+    The model keeps its class, outputs and checkpoint keys; `state_dict`, the optimizer, ``.to()``, copies and
+    DistributedDataParallel see the contrast's parameters like any others. Attach before the optimizer is made and before
+    the model is compiled or wrapped (DistributedDataParallel with its default find_unused_parameters=False: the loss is
+    computed beside its forward). In eval mode nothing is captured.
+
+    >>> import torch
+    >>> from hicl_d2.contrast import attach, strip
+    >>> class Segmentor(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.backbone = torch.nn.Conv2d(3, 32, kernel_size=3, stride=4, padding=1)
+    ...         self.classifier = torch.nn.Conv2d(32, 5, kernel_size=1)
+    ...     def forward(self, images):
+    ...         scores = self.classifier(self.backbone(images).relu())
+    ...         return torch.nn.functional.interpolate(scores, scale_factor=4.0, mode="bilinear")
+    >>> model = Segmentor()
+    >>> images, labels = torch.randn(2, 3, 64, 64), torch.arange(4).repeat_interleave(16).expand(2, 64, 64)
+    >>> branch = attach(model, feature="classifier", logits="classifier", num_classes=5)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> for step in range(3):
+    ...     loss = torch.nn.functional.cross_entropy(model(images), labels) + branch.loss(labels)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> branch.steps
+    3
+    >>> sorted(strip(model.state_dict())) == sorted(branch.detach().state_dict())
+    True
+
+    Args:
+        model: any module that is called with a batch of images.
+        feature: name of the module that the per-pixel features (B, C, h, w) go into, or come out of; see ``side``.
+        num_classes: K; labels are 0 to K - 1.
+        side: which side of that module is read, "input" or "output".
+        logits: name of the module whose output is the class logits (B, K, h', w'), for confidence and hard anchors;
+            None does without.
+        to_logits: makes logits (B, K, h', w') of what that module gives, where it is something else. A function of a
+            module (no lambda) if the model is to be pickled.
+        image: name of the module whose input is the batch of images, where the model is called with something else.
+        in_channels: C; by default asked of the module if it is a convolution, linear layer or norm, else found by one
+            blank forward of ``example``.
+        grid: (h, w) of features that are token sequences (B, h * w, C).
+        example: what the model is called with: a tensor or list as its one argument, a tuple as its arguments, a dict as
+            its keyword arguments. Used for one forward in eval mode, which changes nothing.
+        stride: image pixels per cell of the features, for ``windows="auto"``; by default found with ``example``.
+        contrast: name of the contrast, one of `CONTRASTS`.
+        weight: of the loss, after the ramp.
+        start_iter: calls of `Contrast.loss` before the contrast starts.
+        warmup_iters: calls over which its weight then rises linearly from 0.
+        seed: of the initial parameters and of what is drawn; the global random state is left alone.
+        settings: keywords of the contrast (`build_contrast`), such as ``ignore_value``. ``windows="auto"`` makes windows
+            of 4, 8, 16, 32 and 64 image pixels whatever the stride: those of the defaults at stride 4.
+
+    Raises ValueError, naming the nearest, for a module that does not exist; for a model that has a contrast already, is
+    compiled or wrapped, or is an nn.Sequential; and where channels or stride cannot be found.
+    """
+    _check_model(model)
+    taps = {"feature": _make_tap(model, "feature", feature, side)}
+    if logits is not None:
+        taps["logits"] = _make_tap(model, "logits", logits, "output")
+        if to_logits is None:
+            _check_classes(model, logits, num_classes)
+    if image is not None:
+        taps["image"] = _make_tap(model, "image", image, "input")
+    auto = contrast == "hicl" and settings.get("windows") == "auto"
+    channels, stride = _measure(
+        model, taps, in_channels, stride, grid, example, needs_stride=auto and stride is None
+    )
+    if settings.get("windows") == "auto":
+        settings["windows"] = _windows(stride or 1) if auto else (1,)
+    branch = _build(model, contrast, channels, num_classes, seed, settings)
+    branch._attachment = Attachment(
+        model,
+        taps,
+        weight=weight,
+        start_iter=start_iter,
+        warmup_iters=warmup_iters,
+        seed=seed,
+        grid=grid,
+        to_logits=to_logits,
+    )
+    model.add_module(NAME, branch)
+    return branch
+
+
+def strip(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``state_dict`` of a model without what `attach` added: the plain model's weights.
+
+    Names are kept as they are, also with the prefix that a wrapper puts before them.
+    """
+    return {key: value for key, value in state_dict.items() if not _is_of_contrast(key)}
+
+
+def _is_of_contrast(key: str) -> bool:
+    while key.startswith(_WRAPPERS):
+        key = key.partition(".")[2]
+    return key.startswith(f"{NAME}.")
+
+
+def _check_model(model: nn.Module) -> None:
+    name = type(model).__name__
+    if isinstance(model, DistributedDataParallel | DataParallel) or name == "FullyShardedDataParallel":
+        raise ValueError(
+            f"attach to the model before it is wrapped: {name} would not know the contrast's parameters"
+        )
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError("attach to the model before it is compiled: what is compiled does not see new hooks")
+    if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise ValueError(
+            f"{name} uses its children one after the other, and the contrast would be one of them: put it into a module of "
+            "your own (self.net = ...; forward returns self.net(images)) and name its parts net.0, net.1, ..."
+        )
+    if isinstance(getattr(model, NAME, None), Contrast):
+        raise ValueError(f"{name} has a contrast already; model.{NAME}.detach() takes it off")
+    if hasattr(model, NAME):
+        raise ValueError(f"{name} has an attribute {NAME} of its own, which is the contrast's name")
+
+
+def _make_tap(model: nn.Module, role: str, name: str, side: str) -> Tap:
+    try:
+        find_module(model, name)
+    except ValueError as error:
+        raise ValueError(f"{role}: {error}") from None
+    return Tap(name, side)
+
+
+def _check_classes(model: nn.Module, logits: str, num_classes: int) -> None:
+    channels = channels_of(find_module(model, logits), "output")
+    if channels not in (None, num_classes):
+        raise ValueError(
+            f"logits: the module {logits} gives {channels} channels, but num_classes is {num_classes}"
+        )
+
+
+def _measure(
+    model: nn.Module,
+    taps: Mapping[str, Tap],
+    channels: int | None,
+    stride: int | None,
+    grid: tuple[int, int] | None,
+    example: Any,
+    *,
+    needs_stride: bool,
+) -> tuple[int, int | None]:
+    """Return channels and stride of the features: as given, as the module says, or as a blank forward shows."""
+    tap = taps["feature"]
+    declared = channels_of(find_module(model, tap.name), tap.side)
+    if channels is not None and declared is not None and channels != declared:
+        raise ValueError(
+            f"in_channels is {channels}, but the {tap.side} of the module {tap.name} has {declared} channels"
+        )
+    channels = channels or declared
+    if channels is not None and not needs_stride:
+        return channels, stride
+    if example is None:
+        missing, keyword = ("stride", "stride=") if channels is not None else ("channels", "in_channels=")
+        raise ValueError(
+            f"the {missing} of the {tap.side} of the module {tap.name} cannot be told; give {keyword} or example="
+        )
+    args, kwargs = _arguments(example)
+    with reading(model, taps.values()):
+        run_blank(model, *args, **kwargs)
+    try:
+        images = taps["image"].take() if "image" in taps else find_images((*args, *kwargs.values()))
+        features = tap.as_map(tap.take(), grid)
+    except RuntimeError as error:
+        raise ValueError(f"example: {error}") from None
+    finally:
+        for each in taps.values():
+            each.clear()
+    if needs_stride:
+        if images is None:
+            raise ValueError(
+                "example holds no batch of images (B, 3, H, W), so the stride cannot be told; give stride="
+            )
+        (H, W), (h, w) = images.shape[2:], features.shape[2:]
+        stride = infer_stride((H, W), (h, w))
+    if channels not in (None, features.shape[1]):
+        raise ValueError(f"the module {tap.name} passes maps of {features.shape[1]} channels, not {channels}")
+    return features.shape[1], stride
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _windows(stride: int) -> tuple[int, ...]:
+    """Return the sides of the windows in cells of ``stride`` pixels, ascending."""
+    return tuple(sorted({max(1, round(pixels / stride)) for pixels in _WINDOW_PIXELS}))
+
+
+def _build(
+    model: nn.Module, name: str, channels: int, num_classes: int, seed: int, settings: Mapping[str, Any]
+) -> Contrast:
+    """Build the contrast where the model is, with parameters of a random state of their own."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which seeds every device, and those are not forked.
+        torch.default_generator.manual_seed(seed)
+        contrast = build_contrast(name, channels, num_classes, **settings)
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        contrast.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else None)
+    return contrast.train(model.training)

@@ -1,1 +1,0 @@
-"""Backbones that the project adds to Detectron2's."""

@@ -1,0 +1,56 @@
+"""Checks of a DeepLab head's settings: they must fit each other and the backbone."""
+
+from collections.abc import Mapping
+
+from hicl_d2.command.errors import InputError
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.modeling.deeplab.loss import LOSS_TYPES
+from hicl_d2.modeling.settings import check_features
+
+DECODER_HEADS = ("DeepLabV3PlusHead", "PanopticDeepLabSemSegHead")
+DEEPLAB_HEADS = (*DECODER_HEADS, "DeepLabV3Head")
+
+
+def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
+    """Raise InputError if MODEL.SEM_SEG_HEAD does not fit features of ``strides`` (name to stride)."""
+    settings, section = cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD"
+    check_features(f"{section}.IN_FEATURES", settings.IN_FEATURES, strides)
+    read = sorted(strides[name] for name in settings.IN_FEATURES)
+    if settings.LOSS_TYPE not in LOSS_TYPES:
+        raise InputError(
+            f"{section}.LOSS_TYPE is {settings.LOSS_TYPE!r}; it must be {' or '.join(LOSS_TYPES)}"
+        )
+    if len(settings.ASPP_DILATIONS) != 3:
+        raise InputError(
+            f"{section}.ASPP_DILATIONS is {list(settings.ASPP_DILATIONS)}; it must hold 3 numbers"
+        )
+    if settings.NAME == "DeepLabV3Head":
+        _check_single_feature(settings, section)
+    elif len(settings.PROJECT_CHANNELS) != len(read) - 1:
+        raise InputError(
+            f"{section}.PROJECT_CHANNELS is {list(settings.PROJECT_CHANNELS)}; it must hold one number for each "
+            f"of IN_FEATURES {list(settings.IN_FEATURES)} but the coarsest"
+        )
+    if read[0] != settings.COMMON_STRIDE:
+        raise InputError(
+            f"{section}.COMMON_STRIDE is {settings.COMMON_STRIDE}, but the finest of IN_FEATURES "
+            f"{list(settings.IN_FEATURES)} has the stride {read[0]}; they must be equal"
+        )
+
+
+def _check_single_feature(settings: CfgNode, section: str) -> None:
+    if len(settings.IN_FEATURES) != 1:
+        raise InputError(
+            f"{section}.IN_FEATURES is {list(settings.IN_FEATURES)}; DeepLabV3Head reads one feature"
+        )
+    if settings.CONVS_DIM != settings.ASPP_CHANNELS:
+        raise InputError(
+            f"{section}.CONVS_DIM is {settings.CONVS_DIM} and ASPP_CHANNELS {settings.ASPP_CHANNELS}; DeepLabV3Head "
+            "has no layer between them: they must be equal"
+        )
+
+
+def training_crop(cfg: CfgNode) -> tuple[int, int] | None:
+    """Return height and width in pixels of the training crops, or None if there are none of one fixed size."""
+    crop = cfg.INPUT.CROP
+    return (crop.SIZE[0], crop.SIZE[1]) if crop.ENABLED and crop.TYPE == "absolute" else None

@@ -1,0 +1,1 @@
+"""ResNets with dilated last stages, the backbones of DeepLab."""

@@ -1,1 +1,0 @@
-"""Semantic heads: DeepLab and the semantic half of Panoptic-DeepLab."""

@@ -1,0 +1,28 @@
+"""What a config says about any model: its name, its features, an image size that suits it."""
+
+from collections.abc import Iterable
+
+from hicl_d2.command.errors import InputError, listing
+from hicl_d2.d2.config import CfgNode
+
+
+def base_architecture(cfg: CfgNode) -> str:
+    """Return the name of the model itself, without the branch that may be attached to it."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return cfg.MODEL.HICL.BASE if name == "HiCL" else name
+
+
+def blank_size(cfg: CfgNode) -> tuple[int, int]:
+    """Return height and width of an image that the model of ``cfg`` can be tried on."""
+    crop = cfg.INPUT.CROP
+    fixed = crop.ENABLED and crop.TYPE == "absolute"
+    return (crop.SIZE[0], crop.SIZE[1]) if fixed else (128, 128)
+
+
+def check_features(key: str, wanted: list[str], known: Iterable[str]) -> None:
+    """Raise InputError if the config key ``key`` names no feature, or one that is not among ``known``."""
+    known = list(known)
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        asked = f"names {listing(missing)}" if missing else "is empty"
+        raise InputError(f"{key} {asked}; what it can name here: {', '.join(known)}")

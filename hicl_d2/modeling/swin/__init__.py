@@ -1,0 +1,1 @@
+"""The backbone Swin under the names of Mask2Former's project."""

@@ -1,0 +1,17 @@
+"""Hints in messages."""
+
+from hicl_d2.command.errors import listing, nearest, nearest_or_known
+
+
+def test_the_nearest_name_is_suggested_or_the_known_ones_are_listed() -> None:
+    assert (
+        nearest("shep", ["sheep", "cow"])
+        == nearest_or_known("shep", iter(["sheep", "cow"]))
+        == "; did you mean sheep?"
+    )
+    assert nearest("xyz", ["sheep", "cow"]) == ""
+    assert nearest_or_known("xyz", iter(["sheep", "cow"])) == "; known: cow, sheep"
+
+
+def test_a_long_list_is_cut_with_a_count() -> None:
+    assert listing("cab", limit=2) == "a, b and 1 more"

@@ -1,0 +1,46 @@
+"""Steps of a model with an attached contrast in two processes; run by `test_attach`."""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+
+def run(rank: int, folder: str) -> None:
+    """Take three steps, one of them without labels here, and save what the process ends with."""
+    from tests.contrast.test_attach import attached, make_batch
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model, branch = attached(bank_size=4, gather=True)
+    reference, contrast = copy.deepcopy(model), copy.deepcopy(branch)
+    reference.hicl.detach()
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses, expected = [], []
+    for step in range(3):  # a step fails if a parameter had no gradient in the one before
+        images, labels = make_batch(seed=10 * step + rank)
+        if step == 1 and rank == 1:
+            labels[:] = 255
+        reference.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("hicl.")})
+        contrast.load_state_dict(branch.state_dict())
+        features = reference.middle(reference.backbone(images))
+        seed = (3 * 1_000_003 + step) * 4096 + rank
+        by_hand = contrast(features, labels, reference.classifier(features), seed=seed).loss
+        expected.append(0.1 * by_hand.item())
+        optimizer.zero_grad()
+        logits = F.interpolate(wrapped(images), scale_factor=4.0, mode="bilinear")
+        loss = branch.loss(labels)
+        losses.append(loss.item())
+        (F.cross_entropy(logits, labels, ignore_index=255).nan_to_num() + loss).backward()
+        optimizer.step()
+    state = {key: value for key, value in model.state_dict().items() if "running" not in key}
+    torch.save(
+        {"losses": losses, "expected": expected, "state": state, "steps": branch.steps},
+        Path(folder) / f"{rank}.pt",
+    )
+    del wrapped
+    dist.destroy_process_group()

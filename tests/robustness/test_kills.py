@@ -1,0 +1,144 @@
+"""A training that is killed at any moment and resumed ends as the one that was left alone."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.robustness.conftest import FEW, TRIALS, Runs
+from tests.support.forks import Child
+from tests.support.states import assert_equal, run_state
+
+Report = Callable[[str, int, str], None]
+pytestmark = pytest.mark.slow
+PATIENCE = 60.0
+
+
+def _until(condition: Callable[[], bool], child: Child) -> bool:
+    """Wait until ``condition`` holds, as closely as can be; return False if the training ends before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if child.status() is not None or time.monotonic() > end:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def _seconds(runs: Runs, folder: Path) -> float:
+    start = time.monotonic()
+    assert runs.start(folder).wait().code == 0
+    return time.monotonic() - start
+
+
+def test_sigkill_at_any_moment(
+    runs: Runs, undisturbed: dict[str, Any], chance: random.Random, tmp_path: Path, report: Report
+) -> None:
+    seconds = _seconds(runs, tmp_path / "timed")
+    killed, with_checkpoint = 0, 0
+    for trial in range(10 * TRIALS):
+        folder = tmp_path / f"killed{trial}"
+        child = runs.start(folder, **{"DATALOADER.NUM_WORKERS": str(trial % 2)})
+        time.sleep(chance.uniform(0, seconds))
+        child.kill()
+        if child.wait().code == 0:
+            continue
+        killed += 1
+        with_checkpoint += (folder / "last_checkpoint").exists()
+        runs.resume(folder)
+        assert_equal(run_state(folder), undisturbed, f"killed after {trial}")
+        if killed == TRIALS:
+            break
+    assert killed == TRIALS
+    report(
+        "SIGKILL at a random moment, then `--resume`",
+        killed,
+        f"{killed} equal bit for bit ({with_checkpoint} went on from a checkpoint)",
+    )
+
+
+def test_sigkill_during_a_checkpoint(
+    runs: Runs, undisturbed: dict[str, Any], chance: random.Random, tmp_path: Path, report: Report
+) -> None:
+    half = 0
+    for trial in range(FEW):
+        folder, number = tmp_path / f"killed{trial}", chance.randrange(10)
+        name = f".*-model_{3 * number + 2:07d}.pth."
+        child = runs.start(folder)
+        _until(lambda folder=folder, name=name: any(folder.glob(f"{name}*")), child)
+        child.kill()
+        child.wait()
+        half += any(folder.glob(".*.tmp"))
+        runs.resume(folder)
+        assert not any(folder.glob(".*.tmp"))
+        assert_equal(run_state(folder), undisturbed, f"killed in checkpoint {number}")
+    assert half > 0
+    report(
+        "SIGKILL while a checkpoint is written, then `--resume`",
+        FEW,
+        f"{FEW} equal bit for bit ({half} had left a half-written file)",
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_ask(
+    signum: signal.Signals,
+    runs: Runs,
+    undisturbed: dict[str, Any],
+    chance: random.Random,
+    tmp_path: Path,
+    report: Report,
+) -> None:
+    stopped = 0
+    for trial in range(FEW):
+        folder = tmp_path / f"stopped{trial}"
+        child = runs.start(folder)
+        _until(lambda folder=folder: (folder / "last_checkpoint").exists(), child)
+        time.sleep(chance.uniform(0, 0.3))
+        child.kill(signum)
+        ended = child.wait()
+        assert ended.code in (0, 128 + signum), ended.err[-2000:]
+        assert "Traceback" not in ended.err
+        if ended.code:
+            stopped += 1
+            assert ended.err.splitlines()[-1] == f"train_net: stopped by {signum.name}"
+            runs.resume(folder)
+        assert_equal(run_state(folder), undisturbed, f"stopped {trial}")
+    assert stopped > 0
+    report(
+        f"{signum.name}{' (Ctrl-C)' if signum == signal.SIGINT else ''}, then `--resume`",
+        stopped,
+        f"exit code {128 + signum} with a checkpoint, {stopped} equal bit for bit",
+    )
+
+
+def _workers(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_loader_worker_that_is_killed(
+    runs: Runs, undisturbed: dict[str, Any], chance: random.Random, tmp_path: Path, report: Report
+) -> None:
+    two = {"DATALOADER.NUM_WORKERS": "2"}
+    said = 0
+    for trial in range(FEW):
+        folder = tmp_path / f"lost{trial}"
+        child = runs.start(folder, **two)
+        if _until(lambda folder=folder: (folder / "last_checkpoint").exists(), child) and _workers(child.pid):
+            os.kill(chance.choice(_workers(child.pid)), signal.SIGKILL)
+        ended = child.wait()
+        assert ended.code in (0, 2), ended.err[-2000:]
+        assert "Traceback" not in ended.err
+        if ended.code:
+            said += 1
+            assert "DataLoader worker" in ended.err.splitlines()[-1]
+            runs.resume(folder, **two)
+        assert_equal(run_state(folder), undisturbed, f"lost {trial}")
+    assert said > 0
+    report(
+        "a loader's worker killed, then `--resume`", said, f"one line, exit code 2, {said} equal bit for bit"
+    )
