@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.run.processes import _failure, silence_all_but_the_first
 from tests.support.fixtures import Command
 
