@@ -66,7 +66,7 @@ class Attachment:
         self.grid, self.to_logits = grid, to_logits
         self.captures_eval = False
         self._looks = _LOOKS
-        self._model = weakref.ref(model)
+        self._model: weakref.ref[nn.Module] | None = weakref.ref(model)
         self._forget("it has not been called since the contrast was attached")
         self.handles: list[RemovableHandle] = [
             find_module(model, tap.name).register_forward_hook(tap, with_kwargs=True) for tap in taps.values()
@@ -77,12 +77,14 @@ class Attachment:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_model": self._model()}
+        model = self._model() if self._model else None
+        handles = [] if model is None else self.handles  # torch cannot copy those of a model that is gone
+        state = {**self.__dict__, "_model": model, "handles": handles}
         return {**state, "_images": None, "_why_nothing": "it was copied after its last forward"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._model = weakref.ref(state["_model"])
+        self._model = None if state["_model"] is None else weakref.ref(state["_model"])
 
     # ---------------------------------------------------- capturing
 
@@ -239,7 +241,7 @@ class Attachment:
     @property
     def model(self) -> nn.Module:
         """Return the model; raises RuntimeError if it is gone."""
-        model = self._model()
+        model = self._model() if self._model else None
         if model is None:
             raise RuntimeError("the model that the contrast was attached to no longer exists")
         return model

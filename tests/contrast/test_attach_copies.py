@@ -41,6 +41,18 @@ def test_a_copy_works_on_its_own(way: str, captured: bool) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.modules())
 
 
+def test_a_copy_of_the_contrast_alone_says_that_it_has_no_model() -> None:
+    model, branch = attached()
+    images, labels = make_batch()
+    twin = copy.deepcopy(copy.deepcopy(branch))
+    with pytest.raises(RuntimeError, match="no longer exists"):
+        twin.detach()
+    model(images)
+    with pytest.raises(RuntimeError, match="nothing was captured"):
+        twin.loss(labels)
+    assert branch.loss(labels) > 0
+
+
 def test_hooks_added_to_a_copy_do_not_take_the_place_of_its_own() -> None:
     model, _ = attached()
     twin = pickle.loads(pickle.dumps(model))
