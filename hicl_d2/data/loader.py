@@ -23,6 +23,7 @@ from hicl_d2.d2.utils import comm
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.instances import instance_mapper, instance_records, uses_instances
 from hicl_d2.data.mapper import SemanticMapper, build_train_mapper
+from hicl_d2.data.parallel import end_with_parent
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 Batch = list[dict[str, Any]]
@@ -122,6 +123,7 @@ class TrainLoader:
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=end_with_parent,
             # Without a generator of its own the loader would draw from torch's global state.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -237,6 +239,7 @@ def build_test_loader(cfg: CfgNode, name: str, mapper: Mapper | None = None) -> 
             collate_fn=_as_it_is,
             pin_memory=_pins_memory(cfg),
             persistent_workers=workers > 0,
+            worker_init_fn=end_with_parent,
             generator=torch.Generator(),
         )
     )

@@ -1,5 +1,8 @@
 """The same piece of work on every file, in several processes, going on past the files that fail."""
 
+import contextlib
+import ctypes
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -8,6 +11,8 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from hicl_d2.command.errors import InputError, one_line
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 # Pieces of work that wait at each process: enough to keep it busy, few enough to stop soon.
 WAITING = 4
@@ -19,6 +24,15 @@ class Outcome(NamedTuple):
     number: int
     result: Any
     error: InputError | None
+
+
+def end_with_parent(number: int = 0) -> None:
+    """Let this worker (``number`` of a loader) be killed when the process that started it ends, also when that was killed.
+
+    Does nothing where the system has no such call: there a worker looks after its parent every few seconds.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def for_each(
@@ -48,7 +62,8 @@ def _try(work: Callable[[Any], Any], index: int, item: Any) -> Outcome:
 
 def _in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Outcome]:
     numbered = iter(enumerate(items))
-    pool = ProcessPoolExecutor(min(workers, max(len(items), 1)), mp_context=get_context("fork"))
+    processes = min(workers, max(len(items), 1))
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("fork"), initializer=end_with_parent)
     try:
         running: set[Future[Outcome]] = set()
         while True:

@@ -1,15 +1,18 @@
 """Starting the processes of a run, and hearing from them: one message, whichever process failed."""
 
+import contextlib
 import gc
 import json
+import logging
 import os
+import sys
 import tempfile
 import threading
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
-from multiprocessing import active_children
+from collections.abc import Callable, Sequence
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +30,7 @@ from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
 from hicl_d2.run.meeting import check_dist_url, explain_meeting
 
+ENDED = ".ended"
 FAILED = 3  # exit status of a process that has left a record of its failure
 # Seconds that a process has to end by itself once another one has failed, before it is ended.
 GRACE = 10.0
@@ -48,6 +52,7 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
         return
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # then the processes meet over gloo
+    _quieten()
     with tempfile.TemporaryDirectory(prefix="hicl_d2_") as records:
         try:
             launch(
@@ -62,7 +67,20 @@ def start(main: Callable[..., None], args: Namespace, device: str, arguments: tu
             _stop_children()
             raise
         except (ProcessRaisedException, ProcessExitedException) as error:
-            raise _failure(Path(records), error, args.dist_url) from None
+            first = args.machine_rank * args.num_gpus
+            ranks = range(first, first + args.num_gpus)
+            raise _failure(Path(records), error, ranks, args.dist_url) from None
+
+
+def _quieten() -> None:
+    """Keep two messages about processes that failed off the console: what they failed of is said in one line."""
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    # Python's tracker of semaphores, a process of its own that takes over these options, tells of each that was left.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def check(args: Namespace, device: str) -> None:
@@ -135,17 +153,19 @@ def _join_torchrun(device: str) -> None:
 
 
 def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Run ``main`` as one process of several; leave a record of what went wrong."""
+    """Run ``main`` as one process of several; leave a record of what went wrong, and a sign that it ended by itself."""
+    place = Path(records) / str(comm.get_rank())
     console.silence(not comm.is_main_process())
     _share_cores()
-    threading.Thread(target=_leave_with_others, args=(Path(records),), daemon=True).start()
+    threading.Thread(target=_leave_with_others, args=(place,), daemon=True).start()
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
         _leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
-        _record(Path(records), error)
-        _end()
+        _record(place, error)
+        _end(place)
+    _sign(place)
 
 
 def _leave_process_groups() -> None:
@@ -164,24 +184,31 @@ def _leave_process_groups() -> None:
         dist.destroy_process_group()
 
 
-def _end() -> NoReturn:
+def _sign(place: Path) -> None:
+    """Say that this process has ended by itself; ``place`` is where its record would be, but for the suffix."""
+    with contextlib.suppress(OSError):  # nobody is there to read it
+        place.with_suffix(ENDED).touch()
+
+
+def _end(place: Path) -> NoReturn:
     """End this process at once: a shutdown would wait for collective operations that never end, or abort."""
+    _sign(place)
     for worker in active_children():
         worker.kill()
     os._exit(FAILED)
 
 
-def _leave_with_others(records: Path) -> None:
+def _leave_with_others(place: Path) -> None:
     """End this process some time after another one failed, if it has not ended by itself.
 
     It may wait for that one in a collective operation, where no signal reaches it.
     """
-    while not any(records.glob("*.json")):
-        if not records.exists():
+    while not any(place.parent.glob("*.json")):
+        if not place.parent.exists():
             return
         time.sleep(0.5)
     time.sleep(GRACE)
-    _end()
+    _end(place)
 
 
 def _share_cores() -> None:
@@ -190,7 +217,7 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
 
 
-def _record(records: Path, error: BaseException) -> None:
+def _record(place: Path, error: BaseException) -> None:
     signum = stop_signal(error)
     message = explain(error)
     content = {
@@ -199,25 +226,37 @@ def _record(records: Path, error: BaseException) -> None:
         "signal": signum,
         "message": message or traceback.format_exc(),
     }
-    write_json(records / f"{comm.get_rank()}.json", content)
+    write_json(place.with_suffix(".json"), content)
 
 
-def _failure(records: Path, error: Exception, dist_url: str = "auto") -> BaseException:
-    """Return what to raise: the user's mistake before a stop before a fault of ours, and the earliest of its
-    kind.
+def _failure(records: Path, error: Exception, ranks: Sequence[int], dist_url: str = "auto") -> BaseException:
+    """Return what to raise: the user's mistake before a process that was killed before a stop before a fault of ours, and
+    the earliest of its kind.
 
-    When one process ends, the others fail too, because they can no longer reach it: those records come later.
+    When one process ends, the others fail too, because they can no longer reach it: those records come later. ``ranks``
+    are the processes of this machine, in the order in which ``error`` counts them.
     """
     found = [json.loads(path.read_text()) for path in records.glob("*.json")]
-    if not found:
-        return explain_meeting(error, dist_url) or error
     order = ("input", "stopped", "fault")
-    first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]))
-    if first["kind"] == "input":
+    first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]), default=None)
+    if first is not None and first["kind"] == "input":
         return InputError(first["message"])
+    if isinstance(error, ProcessExitedException) and error.exit_code < 0:
+        return _killed(ranks[error.error_index], f"ended by {error.signal_name}")
+    if first is None:
+        return explain_meeting(error, dist_url) or error
+    lost = [rank for rank in ranks if not (records / str(rank)).with_suffix(ENDED).exists()]
+    if lost:
+        return _killed(lost[0], "ended from outside")
     if first["kind"] == "stopped":
         return interrupts.Interrupted(first["signal"])
     return RuntimeError(f"a process of the run failed:\n{first['message']}")
+
+
+def _killed(rank: int, how: str) -> InputError:
+    return InputError(
+        f"process {rank} of the run was {how}; look whether memory ran out, then go on with --resume"
+    )
 
 
 def _stop_children() -> None:

@@ -25,6 +25,7 @@ from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.folders import is_hidden
 from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.data.parallel import end_with_parent
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.trainer import Trainer
@@ -215,7 +216,13 @@ class _Images(Dataset[Any]):
 
 def _mapped(cfg: CfgNode, images: Sequence[tuple[str, Path]]) -> Iterator[Any]:
     workers = cfg.DATALOADER.NUM_WORKERS if len(images) > 1 else 0
-    yield from DataLoader(_Images(cfg, images), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    yield from DataLoader(
+        _Images(cfg, images),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=end_with_parent,
+    )
 
 
 def _as_it_is(sample: Any) -> Any:

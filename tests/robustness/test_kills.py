@@ -1,8 +1,11 @@
 """A training that is killed at any moment and resumed ends as the one that was left alone."""
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.robustness.conftest import FEW, TRIALS, Runs
-from tests.support.forks import Child
+from tests.support.forks import ROOT, Child
 from tests.support.states import assert_equal, run_state
 
 Report = Callable[[str, int, str], None]
@@ -142,3 +145,69 @@ def test_a_loader_worker_that_is_killed(
     report(
         "a loader's worker killed, then `--resume`", said, f"one line, exit code 2, {said} equal bit for bit"
     )
+
+
+def _family(mark: str) -> list[int]:
+    """Return the processes that have ``mark`` in their environment and run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_one = mark.encode() in (folder / "environ").read_bytes()
+            if is_one and (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def _ranks(pid: int) -> list[int]:
+    """Return the processes that ``launch`` started, in order."""
+    is_rank = {child: b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes() for child in _workers(pid)}
+    return [child for child in sorted(is_rank) if is_rank[child]]
+
+
+@pytest.mark.parametrize("victim", [0, 1, None])
+def test_a_process_of_two_that_is_killed(
+    victim: int | None, config: Path, data_root: Path, tmp_path: Path, report: Report
+) -> None:
+    trials = max(2, FEW // 2)
+    for trial in range(trials):
+        folder, mark = tmp_path / f"run{trial}", f"HICL_TEST={tmp_path.name}-{trial}"
+        words = ["--config-file", str(config), "--num-gpus", "2", "OUTPUT_DIR", str(folder)]
+        settings = {
+            "SOLVER.MAX_ITER": "100000",
+            "SOLVER.CHECKPOINT_PERIOD": "20",
+            "TEST.EVAL_PERIOD": "0",
+            "DATALOADER.NUM_WORKERS": "2",
+        }
+        name, _, value = mark.partition("=")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.support.tiny",
+                *words,
+                *(w for pair in settings.items() for w in pair),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data_root), name: value},
+        )
+        while not (folder / "last_checkpoint").exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid if victim is None else _ranks(process.pid)[victim], signal.SIGKILL)
+        _, err = process.communicate()  # ends when nobody has standard error open any more
+        assert "Traceback" not in err
+        lines = [
+            line for line in err.splitlines() if not line.startswith(("TinySegmentor", "iteration", "saved"))
+        ]
+        if victim is None:
+            assert (process.returncode, lines) == (-signal.SIGKILL, [])
+        else:
+            assert process.returncode == 2
+            (line,) = lines
+            assert line.startswith(f"train_net: process {victim} of the run was ended by SIGKILL; ")
+        while _family(mark):
+            time.sleep(0.01)
+    who = "the process that started them" if victim is None else f"process {victim}"
+    said = "no process left" if victim is None else "one line, exit code 2, no process left"
+    report(f"of two processes {who} killed", trials, said)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.run.processes import _failure, silence_all_but_the_first
 from tests.support.fixtures import Command
 
@@ -113,13 +115,14 @@ def test_of_torchruns_processes_the_first_alone_speaks_before_they_have_met(
 
 def _write(records: Path, rank: int, **record: Any) -> None:
     (records / f"{rank}.json").write_text(json.dumps({"signal": None, **record}))
+    (records / f"{rank}.ended").touch()
 
 
 def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
     _write(tmp_path, 0, kind="fault", time=1.0, message="connection closed by peer")
     _write(tmp_path, 1, kind="input", time=3.0, message="b.png is truncated")
     _write(tmp_path, 2, kind="input", time=2.0, message="a.png is truncated")
-    failure = _failure(tmp_path, RuntimeError("x"))
+    failure = _failure(tmp_path, RuntimeError("x"), range(3))
     assert isinstance(failure, InputError)
     assert str(failure) == "a.png is truncated"
 
@@ -127,6 +130,18 @@ def test_the_first_mistake_of_the_user_is_told_and_not_what_followed_from_it(tmp
 def test_a_fault_is_told_with_the_traceback_of_the_first_process(tmp_path: Path) -> None:
     _write(tmp_path, 0, kind="fault", time=2.0, message="Traceback: connection closed by peer")
     _write(tmp_path, 1, kind="fault", time=1.0, message="Traceback: KeyError")
-    assert "Traceback: KeyError" in str(_failure(tmp_path, RuntimeError("x")))
+    assert "Traceback: KeyError" in str(_failure(tmp_path, RuntimeError("x"), range(2)))
     unknown = RuntimeError("killed by SIGKILL")
-    assert _failure(tmp_path / "nothing", unknown) is unknown
+    assert _failure(tmp_path / "nothing", unknown, range(2)) is unknown
+
+
+def test_a_process_that_was_killed_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
+    _write(tmp_path, 4, kind="fault", time=1.0, message="connection closed by peer")
+    _write(tmp_path, 5, kind="stopped", time=2.0, signal=signal.SIGTERM, message="")
+    by_signal = ProcessExitedException("x", 0, 123, -9, "SIGKILL")
+    assert "process 4 of the run was ended by SIGKILL; " in str(_failure(tmp_path, by_signal, range(4, 6)))
+    by_itself = ProcessExitedException("x", 0, 123, 3)
+    assert isinstance(_failure(tmp_path, by_itself, range(4, 6)), Interrupted)
+    lost = _failure(tmp_path, by_itself, range(4, 7))  # the sixth has left nothing
+    assert isinstance(lost, InputError)
+    assert "process 6 of the run was ended from outside; " in str(lost)
