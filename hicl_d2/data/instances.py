@@ -9,14 +9,20 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.d2.projects import original
-from hicl_d2.data.datasets.registry import Records, load_records
-from hicl_d2.modeling.settings import base_architecture, reads_label_maps
+from hicl_d2.data.datasets.registry import Records
+from hicl_d2.modeling.settings import base_architecture, needs_instances, reads_label_maps
+
+
+def uses_instances(cfg: CfgNode, records: Records) -> bool:
+    """Return whether the model of ``cfg`` needs instances and ``records`` hold some.
+
+    Detectron2's default architecture is such a model; a config that leaves it reads semantic data as ever.
+    """
+    return needs_instances(cfg) and any("annotations" in record for record in records)
 
 
 def instance_records(cfg: CfgNode) -> Records:
     """Return the training records as Detectron2 filters them (DATALOADER.FILTER_EMPTY_ANNOTATIONS)."""
-    for name in cfg.DATASETS.TRAIN:
-        load_records(name)  # an InputError where it cannot be loaded
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     records: Records = original("data", "get_detection_dataset_dicts")(
         list(cfg.DATASETS.TRAIN),

@@ -19,7 +19,7 @@ from hicl_d2.d2.evaluation import DatasetEvaluator, DatasetEvaluators
 from hicl_d2.d2.utils import comm
 from hicl_d2.evaluation.boundary import BoundaryCounts
 from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
-from hicl_d2.evaluation.instances import build_instance_evaluators
+from hicl_d2.evaluation.instances import INSTANCE_TYPES, build_instance_evaluators
 from hicl_d2.evaluation.objects import ObjectSizeCounts
 from hicl_d2.evaluation.prediction import predicted_classes
 from hicl_d2.evaluation.registry import build_registered
@@ -221,12 +221,12 @@ def build_evaluator(
     """
     folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
     others = build_registered(cfg, dataset_name, folder)
-    if needs_instances(cfg):
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if needs_instances(cfg) and kind in INSTANCE_TYPES:
         others += build_instance_evaluators(cfg, dataset_name, folder)
         return DatasetEvaluators(
             [_semantic(cfg, dataset_name, folder), *others] if gives_semantics(cfg) else others
         )
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in SEMANTIC_TYPES:
         raise InputError(
             f"the data set {dataset_name} has evaluator_type {kind!r} in its metadata; "

@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 COCO_TYPES = ("coco", "coco_panoptic_seg")
 # Detectron2's evaluator of each other kind of data set (metadata "evaluator_type"); it takes the data set's name.
 EVALUATORS = {"lvis": "LVISEvaluator", "pascal_voc": "PascalVOCDetectionEvaluator"}
+INSTANCE_TYPES = (*COCO_TYPES, *EVALUATORS)
 
 
 def check_kind(dataset_name: str) -> str:
     """Return the kind of data set that ``dataset_name`` is. Raises InputError for one without an evaluator of instances."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    known = [*COCO_TYPES, *EVALUATORS]
-    if kind not in known:
+    if kind not in INSTANCE_TYPES:
         raise InputError(
             f"the data set {dataset_name} has evaluator_type {kind!r} in its metadata; "
-            f"instances are scored for: {listing(known)}"
+            f"instances are scored for: {listing(INSTANCE_TYPES)}"
         )
     return str(kind)
 

@@ -16,7 +16,7 @@ from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.preflight import check_datasets, test_image_sizes
+from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
@@ -50,6 +50,8 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     _check_weights(cfg, args)
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     state: State = "fresh" if args.eval_only else check_output(cfg, args.resume)
+    if not args.eval_only:
+        check_instance_data(cfg)
     check_datasets(cfg, train=not args.eval_only)
     test_image_sizes(cfg)
     _check_testing(cfg)

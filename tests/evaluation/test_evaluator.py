@@ -175,8 +175,10 @@ def test_an_image_without_a_label_map_cannot_be_scored(dataset):
 def test_a_data_set_of_another_kind_is_refused():
     name = "evaluator_test_boxes"
     MetadataCatalog.get(name).set(evaluator_type="coco")
+    cfg = get_hicl_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     with pytest.raises(InputError, match="evaluator_type 'coco'"):
-        build_evaluator(get_hicl_cfg(), name)
+        build_evaluator(cfg, name)
     MetadataCatalog.remove(name)
 
 
