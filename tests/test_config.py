@@ -189,3 +189,41 @@ def test_a_slip_in_a_config_is_answered_before_torch_is_imported(words: tuple[st
     assert done.returncode == 2
     assert words[0] in done.stderr
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("20241126", "20241126"),
+        ("'off'", "off"),
+        ("None", "None"),
+        ("2024-11-26", "2024-11-26"),
+        ("1e-2", "1e-2"),
+        ("[1]", "[1]"),
+    ],
+)
+def test_text_stays_text_on_the_command_line_and_in_quotes(tmp_path, written, value):
+    plain = written.strip("'")
+    assert value == load_config(write(tmp_path, ""), ["OUTPUT_DIR", plain]).OUTPUT_DIR
+    assert value == load_config(write(tmp_path, f'OUTPUT_DIR: "{plain}"\n')).OUTPUT_DIR
+
+
+@pytest.mark.parametrize("written", ["20241126", "off", "null", "", "1.5", "[a]"])
+def test_what_yaml_makes_of_text_without_quotes_is_refused(tmp_path, written):
+    with pytest.raises(InputError, match=r"config.yaml:2: MODEL.WEIGHTS must be a str") as raised:
+        load_config(write(tmp_path, f"MODEL:\n  WEIGHTS: {written}\n"))
+    assert ("quote it" in str(raised.value)) == (written != "[a]")
+
+
+def test_a_norm_may_be_none_as_in_detectron2(tmp_path):
+    for written in ("None", "null"):
+        assert (
+            load_config(write(tmp_path, f"MODEL:\n  RESNETS:\n    NORM: {written}\n")).MODEL.RESNETS.NORM
+            is None
+        )
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path):
+    for written in ("off: 1", "SOLVER: {1: 2}", "MODEL: {null: 2}"):
+        with pytest.raises(InputError, match=r"config.yaml:1: YAML reads the key .* quote it"):
+            load_config(write(tmp_path, f"{written}\n"))

@@ -167,3 +167,17 @@ def test_check_faults_masks_whose_foreground_is_ignored(
         "LABEL_VALUES: {0: name, 255: name}"
     )
     assert (fault in capsys.readouterr().out) is not bool(given)
+
+
+@pytest.mark.parametrize("name", ["balloon/train", "../../balloon", "v1.0", "a|b", "x" * 120])
+def test_check_draws_data_sets_of_any_name(run: dict[str, Any], tmp_path: Path, name: str) -> None:
+    config = Path(run["config_file"])
+    block = f"CUSTOM: {{'{name}': {{IMAGES: tiny/images/train, LABELS: tiny/annotations/train, CLASSES: [a, b, c]}}}}"
+    known = "DATASETS: {TRAIN: [tiny_train], TEST: [tiny_val]}"
+    config.write_text(config.read_text().replace(known, f"DATASETS: {{TRAIN: ['{name}'], {block}}}"))
+    output = tmp_path / "deep/er/out"
+    more = {"windows": None, "stride": 4, "workers": 0, "pictures": 2, "dataset": []}
+    before = set(tmp_path.rglob("*"))
+    check.main(arguments(run, output, **more))
+    assert len(list(output.iterdir())) == 2
+    assert {p.parent for p in set(tmp_path.rglob("*")) - before if p.is_file()} == {output}
