@@ -82,10 +82,12 @@ def main() -> int:
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
     configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
-    for cfg in configs.values():
+    for file, cfg in configs.items():
         check_model_config(cfg)
         if base_architecture(cfg) in WITH_INSTANCES:
-            raise InputError(f"{base_architecture(cfg)} trains on instances, which are not made up here")
+            raise InputError(
+                f"{file}: {base_architecture(cfg)} trains on instances, which are not made up here"
+            )
     if args.without_data:
         report_footprints(configs, args.batch)
         return 0
@@ -142,7 +144,7 @@ def report_footprints(configs: dict[str, CfgNode], batch_size: int) -> None:
         try:
             plain, branch = (_follow(models[row], cfg, batch_size, precision) for row in (PLAIN, BRANCH))
         except LooksAtValuesError as error:
-            raise SystemExit(f"model_speed: {name}: {error}; measure it without --without-data") from None
+            raise InputError(f"{name}: {error}; measure it without --without-data") from None
         size = " x ".join(map(str, (batch_size, *blank_size(cfg))))
         rows.append(
             (
@@ -289,4 +291,4 @@ def inference_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[
 
 
 if __name__ == "__main__":
-    run("model_speed", lambda: sys.exit(main()))
+    run("model_speed", main)

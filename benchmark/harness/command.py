@@ -70,6 +70,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="WHAT",
         help="also start what has failed: failed, or a kind such as 'out of memory'",
     )
+    run(
+        "--download",
+        action="store_true",
+        help="fetch weights from https addresses that have no checksum (#sha256=...)",
+    )
     run("--fail-fast", dest="fail_fast", action="store_true", help="stop at the first failure")
     run("--keep-going", dest="fail_fast", action="store_false", help="go on after a failure (default)")
     run("--gpus", metavar="N,...", help="GPUs to use (default: all; '' for none)")

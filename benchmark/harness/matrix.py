@@ -96,7 +96,7 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
     noted before, for data sets that are not on this machine. Raises InputError, in one line, for anything
     that does not fit; cells that cannot run here have an ``obstacle``.
     """
-    content = read_yaml(path, "matrix file").content
+    content = read_yaml(path, "matrix file", text_keys=True).content
     check_keys(content, KEYS, str(path))
     for key in ("name", "methods", "seeds"):
         if not content.get(key):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import folder as files
+from harness import weights
 from harness.cells import Cell
 from harness.folder import State
 from harness.results import number, read_result
@@ -110,6 +111,7 @@ def describe(workspace: Workspace, retry: list[str], list_cells: bool = False) -
         _counts(workspace, to_run),
     ]
     lines += [f"{text} ({count} cells)" for text, count in workspace.obstacles().items()]
+    lines += weights.describe(workspace.needed(retry))
     if list_cells or len(cells) <= LISTED_CELLS:
         lines += ["", *(f"  {_mark(workspace.states[c.slug], c.slug in to_run)}  {c.name}" for c in cells)]
     lines += ["", _table(workspace, to_run, estimates), "", *_sums(workspace, to_run, estimates)]

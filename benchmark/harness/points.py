@@ -34,14 +34,23 @@ def read_axis(content: Any, place: str) -> list[Point]:
     if content is None:
         return [Point("")]
     if isinstance(content, list):
-        names = [str(name) for name in content]
+        names = [_name(name, place) for name in content]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"{place}: {twice[0]} is named twice")
         content = dict.fromkeys(names)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{place} must be a list of names, or names with config and overrides")
-    return [_checked(str(name), value, f"{place}: {name}") for name, value in content.items()]
+    return [_checked(_name(name, place), value, f"{place}: {name}") for name, value in content.items()]
+
+
+def _name(name: Any, place: str) -> str:
+    """Return a name, which must be text that stands in one line."""
+    if not isinstance(name, str):
+        raise InputError(f"{place}: a name must be text, not {name!r}; quote it, or YAML does not read it so")
+    if not name.strip() or not name.isprintable():
+        raise InputError(f"{place}: the name {name!r} must hold something, and no control characters")
+    return name
 
 
 def _checked(name: str, content: Any, place: str) -> Point:

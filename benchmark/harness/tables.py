@@ -210,7 +210,18 @@ def _compared(row: tuple[Any, ...] | None, metric: str) -> tuple[str, str]:
 
 def markdown(rows: "pd.DataFrame", matrix: Matrix) -> str:
     """Return the comparison as a markdown table."""
-    return str(comparison(rows, matrix).to_markdown(index=False, disable_numparse=True))
+    return _markdown(comparison(rows, matrix))
+
+
+def _markdown(frame: "pd.DataFrame") -> str:
+    """Return a table of text as markdown; a bar in a name is no border of a cell."""
+    plain = frame.map(_without_bar)
+    plain.columns = [_without_bar(name) for name in frame.columns]
+    return str(plain.to_markdown(index=False, disable_numparse=True))
+
+
+def _without_bar(cell: Any) -> Any:
+    return cell.replace("|", "&#124;") if isinstance(cell, str) else cell
 
 
 def latex(frame: "pd.DataFrame") -> str:
@@ -233,11 +244,11 @@ def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
     summary = summarise(rows, matrix)
     write_text(output / SUMMARY_FILE, summary.to_csv(index=False, lineterminator="\n"))
     ours, theirs = comparison(rows, matrix), published(matrix)
-    text = f"{ours.to_markdown(index=False, disable_numparse=True)}\n"
+    text = f"{_markdown(ours)}\n"
     source = f"{latex(ours)}\n"
     if len(theirs):
         note = "Published elsewhere, under their own protocols:"
-        text += f"\n{note}\n\n{theirs.to_markdown(index=False, disable_numparse=True)}\n"
+        text += f"\n{note}\n\n{_markdown(theirs)}\n"
         source += f"\n% {note}\n{latex(theirs)}\n"
     write_text(output / MARKDOWN_FILE, text)
     write_text(output / LATEX_FILE, source)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import clean, plan, status
+from harness import clean, plan, status, weights
 from harness import folder as files
 from harness.failures import RULES
 from harness.local import LocalExecutor, Outcome, headline
@@ -49,6 +49,7 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
         console.show(plan.describe(workspace, options.retry, options.list))
         return 0
     _check_obstacles(workspace)
+    weights.check(workspace.needed(options.retry))
     output = workspace.output
     output.mkdir(parents=True, exist_ok=True)
     with occupied(output, _busy(output)):
@@ -231,6 +232,8 @@ def gate_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
 
 def _open(options: Namespace) -> Workspace:
+    if options.download:
+        weights.allow_download()
     output: Path | None = options.output
     return open_workspace(options.matrix, output, options.shorten, options.only)
 

@@ -71,8 +71,23 @@ def _construct_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int | floa
 _Loader.add_constructor(EVAL_TAG, _construct_list)
 
 
-def read_yaml(path: Path, kind: str = "config file") -> Document:
+class _TextKeyLoader(_Loader):
+    """The same, with every key as the text that is written: off, null and 0100 are names."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        node.value = [(self._as_text(key), value) for key, value in node.value]
+
+    @staticmethod
+    def _as_text(key: yaml.Node) -> yaml.Node:
+        is_scalar = isinstance(key, yaml.ScalarNode)
+        return yaml.ScalarNode(f"{YAML_TAG}str", key.value, key.start_mark) if is_scalar else key
+
+
+def read_yaml(path: Path, kind: str = "config file", *, text_keys: bool = False) -> Document:
     """Read the mapping in a YAML file (an empty file holds none); ``kind`` is what the user calls the file.
+
+    With ``text_keys`` a key is the text that is written, also where YAML makes a number or a boolean of it.
 
     Raises InputError, in one line with file and line, for a file that is missing or malformed.
     """
@@ -85,7 +100,7 @@ def read_yaml(path: Path, kind: str = "config file") -> Document:
     except (OSError, ValueError) as error:
         raise InputError(f"{kind} {path} cannot be read: {one_line(error)}") from None
     try:
-        loader = _Loader(text)
+        loader = (_TextKeyLoader if text_keys else _Loader)(text)
         root = loader.get_single_node()
         keys = sorted(_checked_keys(root, path), key=lambda key: key.line) if root is not None else []
         content = loader.construct_document(root) if root is not None else {}

@@ -1,6 +1,7 @@
 """Attaching a contrast to a model that knows nothing of it, by the name of a module."""
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def attach(
     The model keeps its class, outputs and checkpoint keys; `state_dict`, the optimizer, ``.to()``, copies and
     DistributedDataParallel see the contrast's parameters like any others. Attach before the optimizer is made and before
     the model is compiled or wrapped (DistributedDataParallel with its default find_unused_parameters=False: the loss is
-    computed beside its forward). In eval mode nothing is captured.
+    computed beside its forward). In eval mode nothing is captured. Take the contrast off (`Contrast.detach`) before
+    torch.jit.script, which cannot read hooks.
 
     >>> import torch
     >>> from hicl_d2.contrast import attach, strip
@@ -113,7 +115,9 @@ def attach(
     )
     if settings.get("windows") == "auto":
         settings["windows"] = _windows(stride or 1) if auto else (1,)
-    branch = _build(model, contrast, channels, num_classes, seed, settings)
+    module = find_module(model, feature)
+    parameter = next(chain(module.parameters(), model.parameters()), torch.zeros(()))
+    branch = _build(parameter, contrast, channels, num_classes, seed, settings).train(model.training)
     branch._attachment = Attachment(
         model,
         taps,
@@ -237,14 +241,11 @@ def _windows(stride: int) -> tuple[int, ...]:
 
 
 def _build(
-    model: nn.Module, name: str, channels: int, num_classes: int, seed: int, settings: Mapping[str, Any]
+    like: Tensor, name: str, channels: int, num_classes: int, seed: int, settings: Mapping[str, Any]
 ) -> Contrast:
-    """Build the contrast where the model is, with parameters of a random state of their own."""
+    """Build the contrast on the device of ``like``, in its type if that is float64, from a random state of its own."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds every device, and those are not forked.
         torch.default_generator.manual_seed(seed)
         contrast = build_contrast(name, channels, num_classes, **settings)
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
-        contrast.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else None)
-    return contrast.train(model.training)
+    return contrast.to(like.device, torch.float64 if like.dtype == torch.float64 else None)

@@ -16,13 +16,13 @@ from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 if TYPE_CHECKING:
     from hicl_d2.contrast.attachment import Attachment
 
-__all__ = ["Contrast", "ContrastOutput", "step_seed", "uncompiled", "zero_with_graph"]
+__all__ = ["Contrast", "ContrastOutput", "step_seed", "zero_with_graph"]
 
 # Key of the step count in a state dict, below the contrast's own prefix.
 _STEPS = "steps"
 
 
-def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run ``function`` uncompiled under torch.compile, which breaks gradients that autograd functions make in buffers.
 
     `torch.compiler.disable` as a decorator would import the whole compiler together with this module.
@@ -55,7 +55,8 @@ class Contrast(nn.Module):
     It checks the shapes, switches autocast off, computes in float32 (float64 if the module is), aligns the labels with
     the feature grid, resizes the logits to it, draws from a generator of its own (the global random state is never
     touched), and gives every parameter a gradient in every step, even where there is nothing to contrast. Inside a model
-    given to `torch.compile` it runs uncompiled.
+    given to `torch.compile` it runs uncompiled. Attached to a model (`attach`), it reads the features and counts the
+    steps by itself: `loss` and `detach`.
 
     Attributes:
         reaches_all: whether the loss that `contrast` returns always has a graph to every parameter.
@@ -105,7 +106,7 @@ class Contrast(nn.Module):
         self._attachment: Attachment | None = None
         self.diagnostics: dict[str, Tensor] = {}
 
-    @uncompiled
+    @_uncompiled
     def forward(
         self,
         features: Tensor,
@@ -164,7 +165,8 @@ class Contrast(nn.Module):
         counts as a step.
 
         Args:
-            labels: (B, H, W) integer, of the size of the images or a whole multiple or fraction of it, on any device.
+            labels: (B, H, W) integer, of the size of the images or a whole multiple or fraction of it. Best on the
+                features' device already: a copy made here would wait for the model's forward.
             describe: put this step's figures into `diagnostics`.
 
         Raises RuntimeError where there is nothing to compute from: not attached, no training forward since the last
@@ -227,6 +229,11 @@ class Contrast(nn.Module):
         return torch.float64 if self.embedding.dtype == torch.float64 else torch.float32
 
     def _check(self, features: Tensor, labels: Tensor, logits: Tensor | None) -> None:
+        if self.embedding.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the contrast computes in float32, but its parameters are {self.embedding.dtype}; call float() on it "
+                "(features, and the model that they come from, may be of any float type)"
+            )
         if features.dim() != 4 or features.shape[1] != self.in_channels or not features.is_floating_point():
             raise ValueError(
                 f"features must be (B, {self.in_channels}, h, w) of a float type, not {_shape(features)} {features.dtype}"

@@ -21,8 +21,10 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import InferenceSampler, TrainingSampler
 from hicl_d2.d2.utils import comm
 from hicl_d2.data.datasets.registry import Records, load_records
-from hicl_d2.data.mapper import SemanticMapper, build_train_mapper
+from hicl_d2.data.instances import instance_records
+from hicl_d2.data.mapper import build_test_mapper, build_train_mapper
 from hicl_d2.data.parallel import end_with_parent
+from hicl_d2.modeling.settings import needs_instances
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 Batch = list[dict[str, Any]]
@@ -180,7 +182,7 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainLoade
     file system lists them must not matter. SEED below 0 stands for a random seed that the processes agree on
     (``seed`` of the loader).
     """
-    records = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
+    records = instance_records(cfg) if needs_instances(cfg) else _all_records(cfg)
     records.sort(key=lambda record: str(record["file_name"]))
     world_size, rank = comm.get_world_size(), comm.get_rank()
     batch_size = _batch_size(cfg, world_size)
@@ -197,6 +199,10 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> TrainLoade
     logger.info("Training on %d images, seed %d, %d a step on each process", len(records), seed, batch_size)
     workers = cfg.DATALOADER.NUM_WORKERS
     return TrainLoader(stream, seed=seed, num_workers=workers, pin_memory=_pins_memory(cfg))
+
+
+def _all_records(cfg: CfgNode) -> Records:
+    return [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
 
 
 def _batch_size(cfg: CfgNode, world_size: int) -> int:
@@ -226,7 +232,7 @@ def build_test_loader(cfg: CfgNode, name: str, mapper: Mapper | None = None) -> 
     workers = cfg.DATALOADER.NUM_WORKERS
     return TestLoader(
         DataLoader(
-            _MappedRecords(records, SemanticMapper(cfg, False) if mapper is None else mapper),
+            _MappedRecords(records, build_test_mapper(cfg) if mapper is None else mapper),
             batch_size=1,
             sampler=InferenceSampler(len(records)),
             num_workers=workers,

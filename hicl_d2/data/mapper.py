@@ -14,7 +14,9 @@ from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
 from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
+from hicl_d2.data.instances import instance_mapper
 from hicl_d2.data.picture import Picture, PictureInput
+from hicl_d2.modeling.settings import base_architecture, needs_instances
 from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 
 # What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.
@@ -146,10 +148,16 @@ class SemanticMapper:
 
 
 def build_train_mapper(cfg: CfgNode) -> Any:
-    """Return the mapper that the model of ``cfg`` trains with: Detectron2's for its Panoptic-DeepLab, else ours."""
-    model = cfg.MODEL
-    base = model.HICL.BASE if model.META_ARCHITECTURE == "HiCL" else model.META_ARCHITECTURE
-    return panoptic_deeplab_mapper(cfg) if base == "PanopticDeepLab" else SemanticMapper(cfg, True)
+    """Return the mapper that the model of ``cfg`` trains with: Detectron2's for its models of instances, else ours."""
+    if needs_instances(cfg):
+        return instance_mapper(cfg, True)
+    is_panoptic_deeplab = base_architecture(cfg) == "PanopticDeepLab"
+    return panoptic_deeplab_mapper(cfg) if is_panoptic_deeplab else SemanticMapper(cfg, True)
+
+
+def build_test_mapper(cfg: CfgNode) -> Any:
+    """Return the mapper that the model of ``cfg`` is tested with: Detectron2's for its models of instances, else ours."""
+    return instance_mapper(cfg, False) if needs_instances(cfg) else SemanticMapper(cfg, False)
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:

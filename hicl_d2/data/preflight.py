@@ -11,7 +11,9 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
+from hicl_d2.data.instances import check_instances
 from hicl_d2.data.mapper import SemanticMapper
+from hicl_d2.modeling.settings import needs_instances, reads_label_maps
 from hicl_d2.reading import image_size, label_size, read_labels, value_hint
 
 # Files of each data set that are read whole: the first, the last, and some between.
@@ -40,6 +42,11 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
     mapper = SemanticMapper(cfg, False)
     for name in names:
         records = load_records(name)
+        if needs_instances(cfg):
+            if train and name in cfg.DATASETS.TRAIN:
+                check_instances(name, records, cfg)
+            if not reads_label_maps(cfg):
+                continue
         _check_metadata(name, cfg)
         _check_labelled(name, records, cfg, train=train and name in cfg.DATASETS.TRAIN)
         for record in _samples(records):

@@ -42,10 +42,13 @@ from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
+from hicl_d2.modeling.settings import gives_semantics
 
 logger = logging.getLogger(__name__)
 
 MAIN_METRIC = "sem_seg/mIoU"
+# Of models that predict instances alone.
+BOX_METRIC = "bbox/AP"
 
 
 class Trainer(TrainerBase):
@@ -106,7 +109,8 @@ class Trainer(TrainerBase):
         """Return the hooks in Detectron2's order: those that change, save and evaluate the model, then those that write."""
         cfg = self.cfg
         period = cfg.TEST.EVAL_PERIOD
-        metric = f"{cfg.DATASETS.TEST[0]}/{MAIN_METRIC}" if len(cfg.DATASETS.TEST) > 1 else MAIN_METRIC
+        metric = MAIN_METRIC if gives_semantics(cfg) else BOX_METRIC
+        metric = f"{cfg.DATASETS.TEST[0]}/{metric}" if len(cfg.DATASETS.TEST) > 1 else metric
         self.stopwatch = Stopwatch()
         self._boundary = StepBoundary(self.checkpointer)
         self._metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json")

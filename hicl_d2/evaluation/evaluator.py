@@ -19,10 +19,12 @@ from hicl_d2.d2.evaluation import DatasetEvaluator, DatasetEvaluators
 from hicl_d2.d2.utils import comm
 from hicl_d2.evaluation.boundary import BoundaryCounts
 from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
+from hicl_d2.evaluation.instances import build_instance_evaluators
 from hicl_d2.evaluation.objects import ObjectSizeCounts
 from hicl_d2.evaluation.prediction import predicted_classes
 from hicl_d2.evaluation.registry import build_registered
 from hicl_d2.evaluation.submission import SubmissionWriter, score_cityscapes
+from hicl_d2.modeling.settings import gives_semantics, needs_instances
 from hicl_d2.reading import read_labels
 from hicl_d2.visualization.confusion import draw_confusion
 
@@ -217,14 +219,25 @@ def build_evaluator(
     Those of TEST.EVALUATORS run beside it. Raises InputError for a data set that is not one of semantic segmentation, and for
     a name that is not registered.
     """
+    folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    others = build_registered(cfg, dataset_name, folder)
+    if needs_instances(cfg):
+        others += build_instance_evaluators(cfg, dataset_name, folder)
+        return DatasetEvaluators(
+            [_semantic(cfg, dataset_name, folder), *others] if gives_semantics(cfg) else others
+        )
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in SEMANTIC_TYPES:
         raise InputError(
             f"the data set {dataset_name} has evaluator_type {kind!r} in its metadata; "
             f"semantic segmentation is scored for: {listing(SEMANTIC_TYPES)}"
         )
-    folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
-    evaluator = SemSegConfusionEvaluator(
+    evaluator = _semantic(cfg, dataset_name, folder)
+    return DatasetEvaluators([evaluator, *others]) if others else evaluator
+
+
+def _semantic(cfg: CfgNode, dataset_name: str, folder: str) -> SemSegConfusionEvaluator:
+    return SemSegConfusionEvaluator(
         dataset_name,
         folder,
         boundary_distance=cfg.TEST.BOUNDARY_DISTANCE,
@@ -232,8 +245,6 @@ def build_evaluator(
         submission=cfg.TEST.SUBMISSION,
         official=cfg.TEST.CITYSCAPES_SCORER,
     )
-    others = build_registered(cfg, dataset_name, folder)
-    return DatasetEvaluators([evaluator, *others]) if others else evaluator
 
 
 def _per_class(metric: str, names: Sequence[str], scores: Tensor) -> dict[str, float]:

@@ -62,6 +62,8 @@ def _is_shown(name: str) -> bool:
 
 
 def _place(tap: Tap, size: tuple[int, int]) -> Place | None:
+    if tap.calls != 1:  # of several maps in one forward, none can be read
+        return None
     made = is_of_queries(tap.value)
     value = class_logits(tap.value)
     if not isinstance(value, Tensor) or value.dim() != 4 or len(value) != 1 or 1 in value.shape[-2:]:

@@ -20,6 +20,8 @@ from hicl_d2.run.manifest import config_hash
 
 MAIN_METRICS = ("mIoU", "mAcc", "fwIoU", "pACC")
 CLASS_PREFIX = "IoU-"
+# Below these Detectron2's evaluators report figures of instances.
+INSTANCE_TASKS = ("bbox/", "segm/", "keypoints/", "panoptic_seg/")
 
 
 def training_result(
@@ -110,6 +112,14 @@ def table(cfg: CfgNode, metrics: Mapping[str, float | None]) -> str:
     rows = [(name, _percent(value)) for name, value in class_iou(cfg, metrics).items()]
     means = [
         (name, _percent(metrics.get(prefix + name))) for name in MAIN_METRICS if prefix + name in metrics
+    ]
+    place = prefix.removesuffix("sem_seg/")
+    means += [
+        (name.removeprefix(place), _percent(value))
+        for name, value in metrics.items()
+        # The figures of a single class are called "AP-<class>".
+        if name.startswith(tuple(place + each for each in INSTANCE_TASKS))
+        and "-" not in name.rpartition("/")[2]
     ]
     parts = (
         [tabulate(rows, headers=("class", "IoU"), tablefmt="github", disable_numparse=True)] if rows else []

@@ -20,8 +20,10 @@ from hicl_d2.data.preflight import check_datasets, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
 from hicl_d2.evaluation import build_evaluator, for_testing
+from hicl_d2.evaluation.instances import check_kind
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
+from hicl_d2.modeling.settings import needs_instances
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
 
@@ -91,7 +93,10 @@ def _check_testing(cfg: CfgNode) -> None:
     """Raise InputError for what would end the run at its first evaluation."""
     for_testing(cfg, torch.nn.Identity())
     for name in cfg.DATASETS.TEST:
-        build_evaluator(cfg, name)
+        if needs_instances(cfg):  # the evaluators may write files as soon as they are built
+            check_kind(name)
+        else:
+            build_evaluator(cfg, name)
     for row in cfg.TEST.EXPECTED_RESULTS:
         if not isinstance(row, list | tuple) or [*map(type, row[:2])] != [str, str] or len(row) != 4:
             raise InputError(

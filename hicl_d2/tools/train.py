@@ -21,6 +21,7 @@ from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing
 from hicl_d2.evaluation.metrics import flat
+from hicl_d2.modeling.settings import gives_semantics
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
 from hicl_d2.run.manifest import changes_on_resume, config_hash, read_manifest, write_manifest
@@ -168,7 +169,7 @@ def _headline(cfg: CfgNode, trainer: Trainer) -> str:
 
 def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
     """Draw test images beside truth and prediction; return their folder. What cannot be drawn is a warning."""
-    if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST):
+    if not cfg.TEST.PICTURES or not len(cfg.DATASETS.TEST) or not gives_semantics(cfg):
         return None
     name = cfg.DATASETS.TEST[0]
     try:

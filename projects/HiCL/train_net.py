@@ -10,7 +10,6 @@ if importlib.util.find_spec("hicl_d2") is None:  # not installed: run from the c
 
 from hicl_d2.command.cli import run
 from hicl_d2.command.console import console
-from hicl_d2.config import load_config
 from hicl_d2.tools.arguments import train_arguments
 
 
@@ -18,6 +17,8 @@ def main() -> None:
     """Read the command line and the config, then import what is heavy and do the work."""
     args = train_arguments()
     if not args.check_each:
+        from hicl_d2.config import load_config
+
         cfg = load_config(args.config_file, args.opts)  # a slip in it is answered before torch is imported
         if args.print_config:
             console.show(cfg.dump().rstrip())

@@ -67,18 +67,14 @@ def test_without_data_a_row_tells_operators_and_memory_of_any_size(
     "name",
     ["cityscapes/mask2former_R_50_90k_bs16_hicl", "cityscapes/panoptic_deeplab_R_52_90k_bs32_instances"],
 )
-def test_a_model_that_cannot_be_measured_is_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_cannot_be_measured_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(
         "sys.argv", ["model_speed.py", "--without-data", "--config-file", f"configs/{name}.yaml"]
     )
     try:
-        with pytest.raises((SystemExit, InputError)) as ended:
+        with pytest.raises(InputError) as refused:
             model_speed.main()
     finally:
         torch.set_num_threads(threads)
-    said = capsys.readouterr().err or str(ended.value)
-    assert isinstance(ended.value, InputError) or said.startswith("model_speed: ")
-    assert said.strip().count("\n") == 0
+    assert "\n" not in str(refused.value)

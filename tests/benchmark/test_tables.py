@@ -226,3 +226,38 @@ def test_latex_has_booktabs_rules_and_escapes_what_latex_would_read():
     assert r"a\_b \& c" in text
     assert r"50 \%" in text
     assert r"41.0 $\pm$ 0.5 (5)" in text
+
+
+def test_names_that_look_like_something_else_stay_as_they_are_written(bench):
+    bench.matrix(methods=None, ablations=None)
+    text = bench.folder.joinpath("matrix.yaml").read_text()[:-1]
+    plain, other = (str(bench.folder / name) for name in ("plain.yaml", "other.yaml"))
+    names = ["off", "on", "null", "0100", "1e3", "2024-11-26", "a|b", "~", "x | y | z"]
+    methods = ", ".join(
+        f"{name if '|' not in name else repr(name)}: {{config: {plain}, overrides: {{X: {number}}}}}"
+        for number, name in enumerate(names)
+    )
+    bench.write(
+        "matrix.yaml", f"{text}, methods: {{{methods}}}, ablations: {{no: {{}}, yes: {{config: {other}}}}}}}"
+    )
+    done = bench.run()
+    assert done.returncode == 0, done.stderr
+    lines = (bench.output / "table.md").read_text().splitlines()
+    cells = [[cell.strip().replace("&#124;", "|") for cell in line.strip("|").split("|")] for line in lines]
+    assert {len(row) for row in cells} == {len(cells[0])}
+    assert [row[:2] for row in cells[2:]] == [
+        [name, ablation] for name in names for ablation in ("no", "yes")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["[off, on]", "[1, 2]", "[null]", '["a\\nb"]', '["\\e[31mred"]', '[" "]', '{"": {}}']
+)
+def test_a_name_that_is_no_line_of_text_is_refused(bench, name):
+    bench.matrix(methods=None)
+    text = bench.folder.joinpath("matrix.yaml").read_text()[:-1]
+    bench.write("matrix.yaml", f"{text}, config: plain.yaml, methods: {name}}}")
+    done = bench.run(verb="plan")
+    assert done.returncode == 2
+    assert "quote it" in done.stderr or "no control characters" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import hicl_d2.modeling.models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.safe_yaml import flatten
 from hicl_d2.config import add_hicl_config
 from hicl_d2.d2.config import add_deeplab_config, get_cfg
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from hicl_d2.evaluation import for_testing
+from hicl_d2.modeling.mask_former.model import MaskFormer
+from hicl_d2.modeling.swin.backbone import D2SwinTransformer
 from tests.conformance.runtimes import HAS_DETECTRON2, golden, plain
 from tests.conformance.tensors import assert_close, digest, largest_difference, names
 from tests.modeling.mask_former.models import fill, mask_former_batch, mask_former_cfg
@@ -50,7 +52,7 @@ def build(runtime: str, backbone: str) -> nn.Module:
     if runtime == "detectron2":
         import_original()
         return build_model(mask_former_cfg(backbone))
-    with mock.patch.dict(BACKBONE_REGISTRY._obj_map, D2SwinTransformer=hicl_d2.modeling.D2SwinTransformer):
+    with mock.patch.dict(BACKBONE_REGISTRY._obj_map, D2SwinTransformer=D2SwinTransformer):
         return build_model(mask_former_cfg(backbone, "HiCLMaskFormer"))
 
 
@@ -212,7 +214,7 @@ def test_the_originals_keys_keep_their_values_beside_ours(order: str) -> None:
 def test_the_originals_registration_wins_and_ours_stays_reachable() -> None:
     original = import_original()
     assert META_ARCH_REGISTRY.get("MaskFormer") is original.MaskFormer
-    assert META_ARCH_REGISTRY.get("HiCLMaskFormer") is hicl_d2.modeling.MaskFormer
+    assert META_ARCH_REGISTRY.get("HiCLMaskFormer") is MaskFormer
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

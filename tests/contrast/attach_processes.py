@@ -8,11 +8,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.contrast.attach_models import attached, make_batch
+
 
 def run(rank: int, folder: str) -> None:
     """Take three steps, one of them without labels here, and save what the process ends with."""
-    from tests.contrast.test_attach import attached, make_batch
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model, branch = attached(bank_size=4, gather=True)

@@ -64,6 +64,12 @@ def make_batch(sizes=((64, 64), (64, 64)), seed=0):
     return batch
 
 
+def seeded(model, *args, **kwargs):
+    """Call a model with the dropout that every call here has."""
+    torch.manual_seed(0)
+    return model(*args, **kwargs)
+
+
 @pytest.fixture(scope="module")
 def batch():
     return make_batch()
@@ -74,6 +80,19 @@ def test_checkpoint_keys_of_the_base_are_unchanged():
     keys = set(model.state_dict())
     assert set(base.state_dict()) == {key for key in keys if not key.startswith("hicl.")}
     assert any(key.startswith("hicl.") for key in keys)
+
+
+def test_the_model_keeps_its_class_and_becomes_the_base_again_when_detached(batch):
+    base, model = make_model("SemanticSegmentor"), make_model()
+    assert type(model) is type(base)
+    assert type(copy.deepcopy(model)) is type(base)
+    assert model.hicl.detach() is model
+    assert list(model.state_dict()) == list(base.state_dict())
+    for training in (True, False):
+        losses = [seeded(each.train(training), batch) for each in (base, model)]
+        values = [each if training else each[0] for each in losses]
+        assert values[0].keys() == values[1].keys()
+        assert all(torch.equal(values[0][key], values[1][key]) for key in values[0] if key != "panoptic_seg")
 
 
 def test_the_base_has_the_same_parameters_and_random_state_with_and_without_the_branch():
@@ -129,6 +148,32 @@ def test_checkpoints_load_both_ways(tmp_path):
     DetectionCheckpointer(base).load(str(tmp_path / "hicl.pth"))
     for key, value in base.state_dict().items():
         assert torch.equal(trained[key], value), key
+
+
+def test_a_checkpoint_from_before_the_step_count_loads_without_complaint(tmp_path, caplog):
+    model, again = make_model(seed=2), make_model(seed=3)
+    old = {key: value for key, value in model.state_dict().items() if key != "hicl.steps"}
+    torch.save({"model": old}, tmp_path / "old.pth")
+    with caplog.at_level("INFO"):
+        DetectionCheckpointer(again).load(str(tmp_path / "old.pth"))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in old.items())
+    assert "steps" not in caplog.text
+    assert not again.load_state_dict(old, strict=True).missing_keys
+
+
+def test_training_mode_without_gradients_gives_the_same_losses(batch):
+    """As where batch statistics are computed anew."""
+    model, twin = make_model(), make_model()
+    expected = seeded(model, batch)
+    with torch.no_grad():
+        found = seeded(twin, batch)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_labels_and_images_may_be_passed_by_keyword(batch):
+    model, twin = make_model(), make_model()
+    found, expected = seeded(model, batched_inputs=batch), seeded(twin, batch)
+    assert torch.equal(found["loss_hicl"], expected["loss_hicl"])
 
 
 @pytest.mark.parametrize("iteration", [0, 5])

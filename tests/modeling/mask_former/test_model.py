@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import hicl_d2.modeling.models
+import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.d2.utils import Registry
 from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.mask_former.model import MaskFormer
 from hicl_d2.modeling.registration import register_if_free
 from tests.modeling.mask_former.models import mask_former_batch, mask_former_cfg
 
@@ -212,4 +213,4 @@ def test_both_names_build_the_same_model_where_the_original_is_not_imported():
     if META_ARCH_REGISTRY.get("MaskFormer").__module__.startswith("mask2former"):
         pytest.skip("the original is imported here")
     assert META_ARCH_REGISTRY.get("MaskFormer") is META_ARCH_REGISTRY.get("HiCLMaskFormer")
-    assert issubclass(hicl_d2.modeling.MaskFormer, nn.Module)
+    assert issubclass(MaskFormer, nn.Module)

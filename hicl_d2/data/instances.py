@@ -1,0 +1,61 @@
+"""Training data of Detectron2's models that need instances (Panoptic FPN, Mask R-CNN): Detectron2's own records and mapper.
+
+A record's label map rides along as "sem_seg", which a semantic head and the branch read.
+"""
+
+from typing import Any
+
+from hicl_d2.command.errors import InputError
+from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.data import MetadataCatalog
+from hicl_d2.d2.projects import original
+from hicl_d2.data.datasets.registry import Records, load_records
+from hicl_d2.modeling.settings import base_architecture, reads_label_maps
+
+
+def instance_records(cfg: CfgNode) -> Records:
+    """Return the training records as Detectron2 filters them (DATALOADER.FILTER_EMPTY_ANNOTATIONS)."""
+    for name in cfg.DATASETS.TRAIN:
+        load_records(name)  # an InputError where it cannot be loaded
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    records: Records = original("data", "get_detection_dataset_dicts")(
+        list(cfg.DATASETS.TRAIN),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    return records
+
+
+def instance_mapper(cfg: CfgNode, is_train: bool) -> Any:
+    """Return Detectron2's DatasetMapper for ``cfg``."""
+    return original("data", "DatasetMapper")(cfg, is_train)
+
+
+def check_instances(name: str, records: Records, cfg: CfgNode) -> None:
+    """Raise InputError if the training data ``name`` lack what the model of ``cfg`` trains with.
+
+    That is instances in some image, label maps in all of them where a semantic head or the branch reads them, and as many
+    classes of things as the model has.
+    """
+    base = base_architecture(cfg)
+    if not any(record.get("annotations") for record in records):
+        raise InputError(
+            f"the data set {name!r} has no instances (annotations), which {base} trains with; name one that has "
+            "(registered with Detectron2's register_coco_instances or register_coco_panoptic_separated)"
+        )
+    without = [record for record in records if "sem_seg_file_name" not in record]
+    if without and reads_label_maps(cfg):
+        reader = base if base == "PanopticFPN" else "Hi-CL"
+        raise InputError(
+            f"the data set {name!r}: {len(without)} of {len(records)} images have no label map (sem_seg_file_name), which "
+            f"{reader} trains with; the first is {without[0]['file_name']}"
+        )
+    things = MetadataCatalog.get(name).get("thing_classes") or []
+    section = cfg.MODEL.RETINANET if base == "RetinaNet" else cfg.MODEL.ROI_HEADS
+    key = "MODEL.RETINANET" if base == "RetinaNet" else "MODEL.ROI_HEADS"
+    if base in ("PanopticFPN", "GeneralizedRCNN", "RetinaNet") and len(things) != section.NUM_CLASSES:
+        raise InputError(
+            f"the data set {name!r} has {len(things)} classes of things, but {key}.NUM_CLASSES is {section.NUM_CLASSES}; "
+            f"set {key}.NUM_CLASSES to {len(things)}"
+        )
