@@ -43,6 +43,10 @@ with open(output / "metrics.json", "a") as file:
         if keys.pop("STUB.CHILD", None):
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
             (output / "child.txt").write_text(str(child.pid))
+        while keys.get("STUB.GATE") and not pathlib.Path(keys["STUB.GATE"]).exists():
+            time.sleep(0.01)
+        while len(list(output.parent.glob("*/where.txt"))) < int(keys.get("STUB.MEET", 0)):
+            time.sleep(0.01)
         if not fixed:
             time.sleep(float(keys.get("STUB.STEP_SECONDS", 0)))
 failure = keys.get("STUB.FAIL")
@@ -112,6 +116,18 @@ class Bench:
 
     def run(self, *options: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*options, verb=verb), capture_output=True, text=True, check=False)
+
+    def start(self, *options: str, verb: str = "run") -> "subprocess.Popen[bytes]":
+        """Start the command and let it go on; what it says goes to files (:meth:`said`)."""
+        with (
+            (self.folder / "stdout.txt").open("wb") as out,
+            (self.folder / "stderr.txt").open("wb") as error,
+        ):
+            return subprocess.Popen(self.command(*options, verb=verb), stdout=out, stderr=error)
+
+    def said(self) -> str:
+        """Return what the command that was started last has written to standard error so far."""
+        return (self.folder / "stderr.txt").read_text()
 
     def folders(self) -> list[Path]:
         """Return the folders of the cells that were started."""

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -40,9 +39,7 @@ def cluster(node, bench, monkeypatch):
 
 
 def start(bench, *options):
-    return subprocess.Popen(
-        bench.command(*ON_SLURM, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return bench.start(*ON_SLURM, *options)
 
 
 def kill_job(job):
@@ -115,8 +112,7 @@ def test_a_job_that_is_preempted_is_queued_again(cluster):
     wait_for(lambda: list(cluster.output.glob("cells/*/where.txt")))
     job = files.last_attempt(cluster.folders()[0])["job"]
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
+    assert process.wait() == 0, cluster.said()
     assert cluster.starts() == [2]
     assert "KeyboardInterrupt" in (cluster.folders()[0] / "stderr.txt").read_text()  # asked, not killed
     assert len((cluster.folders()[0] / "results.txt").read_text().splitlines()) == 1
@@ -129,9 +125,8 @@ def test_a_job_that_is_lost_is_submitted_again(cluster):
     wait_for(lambda: list(cluster.output.glob("cells/*/where.txt")))
     job = files.last_attempt(cluster.folders()[0])["job"]
     kill_job(job)
-    _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
-    assert "left the queue without a result; it is submitted again" in stderr
+    assert process.wait() == 0, cluster.said()
+    assert "left the queue without a result; it is submitted again" in cluster.said()
     assert cluster.starts() == [2]
 
 
@@ -141,7 +136,7 @@ def test_jobs_outlive_a_harness_that_is_killed_and_the_next_one_finds_them(clust
     process = start(cluster)
     wait_for(lambda: len(list(cluster.output.glob("cells/*/where.txt"))) == 2)
     process.kill()
-    process.communicate()
+    process.wait()
     done = cluster.run(*ON_SLURM)
     assert done.returncode == 0, done.stderr
     assert "already" in done.stderr
@@ -152,14 +147,17 @@ def test_jobs_outlive_a_harness_that_is_killed_and_the_next_one_finds_them(clust
 @needs_slurm
 @pytest.mark.parametrize(("signals", "done"), [(1, 1), (2, 0)])
 def test_ctrl_c_drains_and_twice_stops(cluster, signals, done):
-    cluster.matrix(resources=CPU, overrides={"STUB.STEP_SECONDS": 3 if signals == 1 else 1000})
+    gate = cluster.folder / "gate"
+    cluster.matrix(resources=CPU, overrides={"STUB.GATE": str(gate)})
     process = start(cluster, "--max-cells", "1")
     wait_for(lambda: list(cluster.output.glob("cells/*/where.txt")))
     for _ in range(signals):
+        before = cluster.said()
         process.send_signal(signal.SIGINT)
-        time.sleep(2)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+        wait_for(lambda before=before: cluster.said() != before, while_running=process.poll)
+    if done:
+        gate.touch()
+    assert process.wait() == 130, cluster.said()
     assert len(list(cluster.output.glob("cells/*/result.json"))) == done
     assert len(list(cluster.output.glob("cells/*/starts.txt"))) == 1
     queue = subprocess.run(["squeue", "--me", "-h"], capture_output=True, text=True, check=True).stdout

@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import wait_for
 
 HEADER = "matrix,cell,dataset,model,method,ablation,seed,metric,at,value,iteration,status"
 
@@ -34,13 +35,6 @@ def is_alive(pid):
     except OSError:
         return False
     return state != "Z"
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_run_ends_with_a_table_and_the_places_of_everything(bench):
@@ -258,13 +252,15 @@ def test_a_killed_training_has_failed_with_the_signals_name(bench):
 
 
 def test_ctrl_c_drains_running_cells_end_and_no_further_one_starts(bench):
-    bench.matrix(seeds=[1], overrides={"STUB.STEP_SECONDS": 0.5})
-    process = subprocess.Popen(bench.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list(bench.output.glob("cells/*/starts.txt")))
+    gate = bench.folder / "gate"
+    bench.matrix(seeds=[1], overrides={"STUB.GATE": str(gate)})
+    process = bench.start()
+    wait_for(lambda: list(bench.output.glob("cells/*/starts.txt")), while_running=process.poll)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "draining: 1 running to the end, no further one is started" in stderr
+    said = "draining: 1 running to the end, no further one is started"
+    wait_for(lambda: said in bench.said(), while_running=process.poll)
+    gate.touch()
+    assert process.wait() == 130
     assert [row["status"] for row in rows(bench) if row["metric"] in ("", "sem_seg/mAcc")] == [
         "finished",
         "finished",
@@ -279,18 +275,19 @@ def test_ctrl_c_drains_running_cells_end_and_no_further_one_starts(bench):
 )
 def test_a_signal_stops_the_training_and_the_same_command_goes_on(bench, signals, status):
     bench.matrix(seeds=[1], overrides={"STUB.STEP_SECONDS": 100, "STUB.CHILD": 1})
-    process = subprocess.Popen(bench.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = bench.start()
     wait_for(lambda: any(path.read_text() for path in bench.output.glob("cells/*/child.txt")))
     folder = bench.folders()[0]
     child = int((folder / "child.txt").read_text())
     for signum in signals:
+        before = bench.said()
         process.send_signal(signum)
-        time.sleep(0.5)
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == status
+        wait_for(lambda before=before: bench.said() != before or process.poll() is not None)
+    assert process.wait() == status
+    stderr = bench.said()
     assert stderr.splitlines()[-1] == "run_matrix.py: stopped; the same command goes on from here"
     assert "Traceback" not in stderr
-    assert stdout == ""
+    assert (bench.folder / "stdout.txt").read_text() == ""
     # the training was asked to stop, and what it had started is gone too
     assert "KeyboardInterrupt" in (folder / "stderr.txt").read_text()
     wait_for(lambda: not is_alive(child))
@@ -317,7 +314,7 @@ def test_one_more_signal_ends_a_training_that_does_not_stop_by_itself(bench):
         assert process.poll() is None
     assert is_alive(child)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait() == 143
     wait_for(lambda: not is_alive(child))
 
 
@@ -327,7 +324,7 @@ def test_a_second_harness_on_the_same_folder_is_refused(bench):
     wait_for(lambda: list(bench.output.glob("cells/*/starts.txt")))
     second = bench.run()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate()
     assert second.returncode == 2
     assert second.stderr == (
         f"run_matrix.py: {bench.output} is in use by another run_matrix.py; wait for it, or stop it\n"
@@ -415,13 +412,17 @@ def test_the_smoke_matrix_compares_the_baseline_with_its_hicl_twin():
 
 @pytest.mark.slow
 def test_a_watched_status_follows_a_run_to_its_end(bench):
-    bench.matrix(overrides={"STUB.STEP_SECONDS": 2})
+    gate = bench.folder / "gate"
+    bench.matrix(overrides={"STUB.GATE": str(gate)})
     run = subprocess.Popen(bench.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(bench.output.glob("cells/*/metrics.json")))
-    watched = bench.run("--watch", verb="status")
-    assert watched.returncode == 0
-    looks = [line for line in watched.stdout.splitlines() if line.startswith("test: 4 cells")]
+    wait_for(lambda: list(bench.output.glob("cells/*/metrics.json")), while_running=run.poll)
+    watch = bench.start("--watch", verb="status")
+    shown = bench.folder / "stdout.txt"
+    wait_for(lambda: "test: 4 cells" in shown.read_text(), while_running=watch.poll)
+    gate.touch()
+    assert watch.wait() == 0
+    looks = [line for line in shown.read_text().splitlines() if line.startswith("test: 4 cells")]
     assert "1 running" in looks[0]
     assert looks[-1] == "test: 4 cells, 4 done"
-    assert "\033" not in watched.stdout  # not a terminal: no colours, no moving
-    assert run.wait(timeout=30) == 0
+    assert "\033" not in shown.read_text()  # not a terminal: no colours, no moving
+    assert run.wait() == 0

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.run.processes import _failure, silence_all_but_the_first
 from tests.support.fixtures import Command
+from tests.support.waiting import wait_for
 
 PLAIN = ("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "0.0")  # what a rank draws at random is its own
 
@@ -86,9 +86,7 @@ def test_sigterm_stops_all_processes_after_a_checkpoint(
     folder = tmp_path / "run"
     long = ("SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()")
     process = _start(config, folder, *long)
-    deadline = time.monotonic() + 120
-    while not (folder / "last_checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for((folder / "last_checkpoint").exists, while_running=process.poll)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143, err

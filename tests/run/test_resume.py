@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from hicl_d2.engine.trainer import Trainer
 from tests.support.fixtures import Command
 from tests.support.states import assert_equal, run_state
+from tests.support.waiting import wait_for
 
 # 12 iterations, so that there are evaluations after 4, 8 and 12 and checkpoints after 5, 10 and 12.
 SCHEDULE = (
@@ -469,9 +469,7 @@ def test_sigkill(undisturbed: dict[str, Any], command: Command, tmp_path: Path, 
     process = subprocess.Popen(
         arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "last_checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for((folder / "last_checkpoint").exists, while_running=process.poll)
     process.kill()
     process.wait()
     assert command(*_arguments(folder, "--resume")).code == 0

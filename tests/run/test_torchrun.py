@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.forks import ROOT
+from tests.support.waiting import wait_for
 
 LONG = {"SOLVER.MAX_ITER": "1500", "SOLVER.CHECKPOINT_PERIOD": "100", "TEST.EVAL_PERIOD": "0"}
 
@@ -59,9 +59,7 @@ def test_a_lost_process_leads_to_a_new_start_from_the_last_checkpoint(
     assert undisturbed.returncode == 0, err
     folder = tmp_path / "run"
     process = _start(config, folder, data_root, "--max-restarts", "1", **LONG)
-    end = time.monotonic() + 300
-    while not (folder / "last_checkpoint").exists() and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for((folder / "last_checkpoint").exists, while_running=process.poll)
     os.kill(_workers(process.pid)[-1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 0, err

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from hicl_d2.d2 import USES_DETECTRON2
+from tests.support import tiny
 from tests.support.forks import Child, Ended, Forks
+from tests.support.waiting import wait_for
 
 # What a rank draws at random is its own: without dropout nothing is drawn.
 SETTINGS = {
@@ -48,26 +49,41 @@ needs_no_gpu_norm = pytest.mark.skipif(USES_DETECTRON2, reason="Detectron2's Syn
 Start = Callable[..., list[Child]]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def start(tools: Forks, config: Path, data_root: Path) -> Start:
-    """Start ``world`` processes of one run with the environment that torchrun gives them."""
+    """Start ``world`` processes of one run with the environment that torchrun gives them; the one that ``halts`` goes no
+    further than 30 steps."""
+    stores: list[dist.Store] = []  # open until the test ends
 
     def start(
-        world: int, folder: Path, *flags: str, restarts: int = 0, root: Path = data_root, **overrides: str
+        world: int,
+        folder: Path,
+        *flags: str,
+        restarts: int = 0,
+        root: Path = data_root,
+        halts: int | None = None,
+        **overrides: str,
     ) -> list[Child]:
         words = [word for pair in {**SETTINGS, **overrides}.items() for word in pair]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        # As torchrun does: its own process opens the place, on whichever port is free.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        stores.append(store)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
         children = []
         for rank in range(world):
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            elastic = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
-            environment = {**meeting, **elastic, **{name: str(value) for name, value in numbers.items()}}
+            elastic = {
+                "TORCHELASTIC_RUN_ID": "test",
+                "TORCHELASTIC_RESTART_COUNT": str(restarts),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }
+            halt = {tiny.HALT: "31"} if rank == halts else {}
+            environment = {
+                **halt,
+                **meeting,
+                **elastic,
+                **{name: str(value) for name, value in numbers.items()},
+            }
             children.append(
                 tools.start(
                     *("--config-file", str(config), *flags, "OUTPUT_DIR", str(folder), *words),
@@ -202,10 +218,8 @@ def test_a_group_that_lost_a_process_is_started_again_and_goes_on_exactly(
 ) -> None:
     folder, long = tmp_path / "run", {"SOLVER.MAX_ITER": "60", "TEST.EVAL_PERIOD": "0"}
     _ends(start(2, tmp_path / "undisturbed", **long))
-    children = start(2, folder, **long)
-    end = time.monotonic() + 60
-    while not (folder / "last_checkpoint").exists() and time.monotonic() < end:
-        time.sleep(0.01)
+    children = start(2, folder, halts=1, **long)
+    wait_for((folder / "last_checkpoint").exists, while_running=children[1].status)
     children[1].kill(signal.SIGKILL)
     children[0].kill(signal.SIGTERM)  # torchrun stops those that are left ...
     children[0].wait()

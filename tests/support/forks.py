@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 120.0  # seconds after which a tool hangs
 
 
 class Ended(NamedTuple):
@@ -51,7 +52,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
-    def wait(self, timeout: float = TIMEOUT) -> Ended:
+    def wait(self, timeout: float = PATIENCE) -> Ended:
         """Wait for the end; after ``timeout`` seconds kill it and raise TimeoutError."""
         end = time.monotonic() + timeout
         while self.status() is None:

@@ -3,6 +3,8 @@
 ``python -m tests.support.tiny ARGUMENTS`` is ``train_net.py ARGUMENTS`` that knows them, also in spawned processes.
 """
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from hicl_d2.modeling.deeplab.loss import PixelCrossEntropy
 from hicl_d2.tools.arguments import train_arguments
 
 CLASSES = ("dark", "middle", "bright")
+# Environment variable: the training step, from 1, in which a process waits to be killed.
+HALT = "TINY_HALT"
 SPLITS = {"train": 6, "val": 3}
 
 CONFIG = """
@@ -59,6 +63,7 @@ class TinySegmentor(nn.Module):
         self.sem_seg_head = nn.ModuleDict({"predictor": nn.Conv2d(8, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 1)})
         self.dropout = nn.Dropout(cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT)
         self.norm = get_norm(cfg.MODEL.SEM_SEG_HEAD.NORM, 8) or nn.Identity()
+        self.steps = 0
         self.loss = PixelCrossEntropy(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -67,6 +72,9 @@ class TinySegmentor(nn.Module):
         images = torch.stack([entry["image"].to(device) for entry in batched_inputs]).float() / 255 - 0.5
         images = images / images.std((1, 2, 3), keepdim=True)  # not finite for an image of one colour
         logits = self.sem_seg_head["predictor"](self.dropout(self.norm(self.backbone(images)).relu()))
+        self.steps += self.training
+        while self.training and str(self.steps) == os.environ.get(HALT):
+            signal.pause()
         if not self.training:
             size = (batched_inputs[0]["height"], batched_inputs[0]["width"])
             return [{"sem_seg": scores} for scores in _resize(logits, size)]

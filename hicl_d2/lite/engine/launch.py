@@ -1,6 +1,5 @@
 """Starting a function in one process, or in several that form a process group."""
 
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from hicl_d2.lite.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
+THIS_MACHINE = "127.0.0.1"
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -39,20 +39,17 @@ def launch(
     found = torch.cuda.device_count()
     if torch.cuda.is_available() and found < num_gpus_per_machine:
         raise InputError(f"--num-gpus {num_gpus_per_machine}, but this machine has {found}; ask for {found}")
-    if dist_url in (None, "auto"):
+    if dist_url is None or dist_url == "auto":
         if num_machines > 1:
             raise InputError("--dist-url auto serves one machine; for more, name the first: tcp://HOST:PORT")
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        # This process opens the place itself, on whichever port is free: one that was free a moment ago may be taken.
+        store = dist.TCPStore(THIS_MACHINE, 0, is_master=True, wait_for_workers=False)
+    else:
+        store = None
     first_rank = machine_rank * num_gpus_per_machine
-    settings = (main_func, args, world_size, num_gpus_per_machine, first_rank, dist_url, timeout)
+    meeting = store.port if store is not None else dist_url
+    settings = (main_func, args, world_size, num_gpus_per_machine, first_rank, meeting, timeout)
     mp.start_processes(_run_rank, args=settings, nprocs=num_gpus_per_machine, daemon=False)
-
-
-def _free_port() -> int:
-    """Return a port that was free a moment ago (another program may still take it first)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _run_rank(
@@ -62,16 +59,22 @@ def _run_rank(
     world_size: int,
     processes_here: int,
     first_rank: int,
-    dist_url: str,
+    meeting: str | int,
     timeout: timedelta,
 ) -> None:
-    """Join the process group as one rank and run ``main_func`` in it."""
+    """Join the process group as one rank and run ``main_func`` in it.
+
+    ``meeting`` is the URL where the processes meet, or the port of this machine on which the launching process waits.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
     backend = "nccl" if on_gpu else "gloo"
     rank = first_rank + local_rank
-    dist.init_process_group(backend, init_method=dist_url, world_size=world_size, rank=rank, timeout=timeout)
+    place: dict[str, Any] = {"init_method": meeting}
+    if isinstance(meeting, int):
+        place = {"store": dist.TCPStore(THIS_MACHINE, meeting, is_master=False, timeout=timeout)}
+    dist.init_process_group(backend, world_size=world_size, rank=rank, timeout=timeout, **place)
     comm.create_local_process_group(processes_here)
     comm.synchronize()
     main_func(*args)
