@@ -5,11 +5,12 @@ up what they would hold. It is followed as it runs on a GPU. What the libraries 
 seen, and a model that looks at values cannot be followed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -21,11 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicl_d2.contrast.fused import host
 from hicl_d2.d2.structures import ImageList
-from hicl_d2.lite.structures import ImageList as OurImageList
 
 __all__ = ["Footprint", "LooksAtValuesError", "follow", "operators"]
 
-_from_tensors = OurImageList.from_tensors
 # Without an alias in their schema, but views, allocations or questions all the same.
 _NO_WORK = {
     "_unsafe_view",
@@ -100,10 +99,22 @@ def _elsewhere(tensor: Tensor) -> bool:
     return False
 
 
-def _padded(*args: Any, **kwargs: Any) -> ImageList:
+def _padded(
+    tensors: Sequence[Tensor],
+    size_divisibility: int = 0,
+    pad_value: float = 0.0,
+    padding_constraints: Mapping[str, int] | None = None,
+) -> ImageList:
     """Stand in for `ImageList.from_tensors`: Detectron2's looks at the images' sizes in a tensor, this one at numbers."""
-    images = _from_tensors(*args, **kwargs)
-    return ImageList(images.tensor, images.image_sizes)
+    sizes = [(int(each.shape[-2]), int(each.shape[-1])) for each in tensors]
+    side = (padding_constraints or {}).get("square_size", 0)
+    divisor = max((padding_constraints or {}).get("size_divisibility", size_divisibility), 1)
+    height, width = (-(-(side or max(lengths)) // divisor) * divisor for lengths in zip(*sizes, strict=True))
+    padded = [
+        F.pad(each, (0, width - w, 0, height - h), value=pad_value)
+        for each, (h, w) in zip(tensors, sizes, strict=True)
+    ]
+    return ImageList(torch.stack(padded).contiguous(), sizes)
 
 
 def _fake(tensors: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:

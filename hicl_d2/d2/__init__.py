@@ -6,8 +6,8 @@ semantic segmentation. The choice is made here, once: mixing the two would give 
 registries that do not know each other.
 
 The lists hold what this project uses, and a few names for code of your own that is to run with either:
-``evaluation.DatasetEvaluators`` (metrics of your own beside the project's), ``utils.EventStorage`` (a training loop of
-your own), ``transforms.AugInput``, ``RandomCrop`` and ``RandomFlip`` (a mapper of your own).
+``utils.EventStorage`` (a training loop of your own), ``transforms.AugInput``, ``RandomCrop`` and ``RandomFlip`` (a mapper of
+your own).
 """
 
 import hashlib
