@@ -19,6 +19,7 @@ BASE_KEY = "_BASE_"
 # A document's nodes with its aliases written out, and how deep they may be nested.
 MOST_NODES = 200_000
 MOST_LEVELS = 100
+MOST_BYTES = 10 * 2**20
 YAML_TAG = "tag:yaml.org,2002:"
 PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
 # The tag of the one expression in Mask2Former's files, which is computed without running code.
@@ -94,6 +95,10 @@ def read_yaml(path: Path, kind: str = "config file", *, text_keys: bool = False)
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{kind} {path} cannot be read: it is not a regular file")
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            raise InputError(
+                f"{kind} {path} cannot be read: it has more than {MOST_BYTES // 2**20} MB, which no {kind} needs"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{kind} {path} does not exist") from None

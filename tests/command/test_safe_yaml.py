@@ -122,3 +122,11 @@ def test_a_date_is_text(tmp_path: Path, date: str) -> None:
 
 def test_an_empty_mapping_is_a_value() -> None:
     assert flatten({"a": {"b": {}, "c": {"d": 1}}, 2: None}) == {"a.b": {}, "a.c.d": 1, "2": None}
+
+
+def test_a_file_that_is_too_large_is_refused_without_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    with path.open("w") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(InputError, match=r"large\.yaml cannot be read: it has more than 10 MB"):
+        read_yaml(path)
