@@ -223,8 +223,9 @@ def register_custom(cfg: CfgNode) -> None:
 def forget_custom() -> None:
     """Take the data sets that configs registered out of the catalogues, so that the next config knows its own alone."""
     for name in _of_configs & _ours:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     _ours.difference_update(_of_configs)
     _of_configs.clear()
 
