@@ -1,9 +1,13 @@
 """What one test may not leave behind for the next."""
 
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+# Under nohup, say, a lost terminal is ignored, and every process that a test starts would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LOGGERS = ("hicl_d2", "hicl_d2.lite", "detectron2", "fvcore")
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from hicl_d2.command.files import PREFIX
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import load_records
@@ -117,7 +118,7 @@ def test_a_second_run_keeps_what_is_whole_and_repairs_the_rest(tmp_path: Path) -
     paths = [tmp_path / path for path in intended]
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:40])
-    (paths[2].parent / ".ADE_train_00000003.png.77.tmp").write_bytes(b"left by a killed run")
+    (paths[2].parent / f"{PREFIX}{'0' * 16}-ADE_train_00000003.png.tmp").write_bytes(b"left by a killed run")
     untouched = paths[3].stat().st_mtime_ns
     second = carry_out(plan, tmp_path)
     assert (second.converted, second.kept) == (2, len(paths) - 2)

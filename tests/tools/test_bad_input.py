@@ -87,7 +87,7 @@ OVERRIDES = {
     "windows of the branch": (["MODEL.HICL.WINDOWS", "[1, 2.5]"], ["MODEL.HICL.WINDOWS", "list of int"]),
     "steps": (["SOLVER.STEPS", "('x',)"], ["SOLVER.STEPS", "list of int"]),
     "features of the backbone": (["MODEL.RESNETS.OUT_FEATURES", "[4]"], ["OUT_FEATURES", "list of str"]),
-    "name of a data set": (["DATASETS.TEST", "[4]"], ["the data set 4 is not registered"]),
+    "name of a data set": (["DATASETS.TEST", "[4]"], ["DATASETS.TEST must be a list of str", "quote each"]),
     "width of the branch": (["MODEL.HICL.HIDDEN_DIM", "0"], ["MODEL.HICL.HIDDEN_DIM is 0", "1 or more"]),
     "log of the branch": (["MODEL.HICL.LOG_PERIOD", "0"], ["MODEL.HICL.LOG_PERIOD is 0", "1 or more"]),
     "processes of the recipe": (["SOLVER.REFERENCE_WORLD_SIZE", "-1"], ["REFERENCE_WORLD_SIZE is -1"]),

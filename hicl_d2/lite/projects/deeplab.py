@@ -9,9 +9,10 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from hicl_d2.lite.config import CfgNode
+from hicl_d2.lite.projects.deeplab_config import add_deeplab_config
 from hicl_d2.lite.solver import build_lr_scheduler as build_other_scheduler
 
-__all__ = ["WarmupPolyLR", "build_lr_scheduler"]
+__all__ = ["WarmupPolyLR", "add_deeplab_config", "build_lr_scheduler"]
 
 
 class WarmupPolyLR(LRScheduler):
