@@ -122,11 +122,11 @@ def build(runtime: str, cfg: Any) -> nn.Module:
         if runtime == "detectron2":
             load(runtime, "projects.deeplab")
         backbone = modeling.BACKBONE_REGISTRY.get(backbone_name)(cfg, shape)
-    if runtime == "lite" and hasattr(hicl_d2.modeling, head_name):
-        head = getattr(hicl_d2.modeling, head_name)
+    if runtime == "lite" and hasattr(hicl_d2.modeling.models, head_name):
+        head = getattr(hicl_d2.modeling.models, head_name)
     elif head_name == "PanopticDeepLabSemSegHead":
         head = real_panoptic_head()
-    elif hasattr(hicl_d2.modeling, head_name):  # the registry may hold the project's
+    elif hasattr(hicl_d2.modeling.models, head_name):  # the registry may hold the project's
         head = getattr(load(runtime, "projects.deeplab"), head_name)
     else:
         head = modeling.SEM_SEG_HEADS_REGISTRY.get(head_name)
