@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import hicl_d2.modeling.models  # noqa: F401 - registers HiCL
 from hicl_d2.config import load_config
 from hicl_d2.d2.modeling import build_model
 from tests.robustness.conftest import Runs
