@@ -205,7 +205,7 @@ def test_the_originals_keys_keep_their_values_beside_ours(order: str) -> None:
     for add in (add_theirs, add_hicl_config) if order == "theirs first" else (add_hicl_config, add_theirs):
         add(cfg)
     values = dict(flatten(cfg))
-    assert {key: values[key] for key, _ in flatten(theirs)} == dict(flatten(theirs))
+    assert {key: values[key] for key, _ in flatten(theirs).items()} == dict(flatten(theirs))
     assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BACKBONE_MULTIPLIER) == ("ADAMW", 0.1)
     assert "HICL" in cfg.MODEL
 
