@@ -215,6 +215,9 @@ class Checkpoints(DetectionCheckpointer):
 
     def _read(self, filename: str) -> dict[str, Any]:
         """Return the checkpoint in ``filename``; weights of other projects are renamed so that they can be matched."""
+        read_folder = getattr(self.model, "read_folder", None)
+        if read_folder is not None and Path(filename).is_dir():  # a model of transformers knows its own names
+            return {"model": read_folder(Path(filename))}
         foreign = read_foreign_file(filename)
         if self._key and (foreign is not None or filename.endswith(".pkl")):
             raise InputError(f"weights {filename} hold one model alone; leave out ?key={self._key}")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.optimizer import parameter_groups
 from hicl_d2.modeling.check import check_model_config
 
@@ -184,6 +185,22 @@ def test_a_folder_brings_its_weights_and_the_classes_are_replaced(classes, tmp_p
         set() if classes == CLASSES else {"decode_head.classifier.weight", "decode_head.classifier.bias"}
     )
     assert state["decode_head.classifier.weight"].shape[0] == CLASSES
+
+
+def test_weights_of_an_encoder_alone_are_read_from_a_folder(tmp_path):
+    from transformers import AutoConfig, SegformerForImageClassification
+
+    torch.manual_seed(1)
+    saved = SegformerForImageClassification(AutoConfig.for_model("segformer", **MODELS["segformer"][0]))
+    saved.save_pretrained(tmp_path)
+    model = built(make_cfg("segformer", with_branch=True))
+    before = model.model.decode_head.classifier.weight.clone()
+    Checkpoints(model).load_weights(str(tmp_path), whole=False)
+    state = model.model.state_dict()
+    assert all(
+        torch.equal(state[f"segformer.{key}"], value) for key, value in saved.segformer.state_dict().items()
+    )
+    assert torch.equal(state["decode_head.classifier.weight"], before)
 
 
 def test_the_images_must_be_prepared_as_the_folder_says(tmp_path):
