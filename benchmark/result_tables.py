@@ -16,11 +16,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.cells import AXES
-from harness.matrix import read_matrix
-from harness.tables import RESULTS_FILE, markdown
-
 from hicl_d2.command.files import write_text
+from hicl_d2.harness.cells import AXES
+from hicl_d2.harness.matrix import read_matrix
+from hicl_d2.harness.tables import RESULTS_FILE, markdown
 
 FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"

@@ -3,8 +3,6 @@
 ``python -m tests.robustness.fault_report`` and ``python -m tests.robustness.load_report`` print what was seen.
 """
 
-import sys
 from pathlib import Path
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmark"
-sys.path.insert(0, str(BENCHMARK))  # the harness is no package: its scripts import it by name

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness.training import processes_of
-
+from hicl_d2.harness.training import processes_of
 from tests.robustness import BENCHMARK
 
 CELL = Path(__file__).resolve().parent / "cell.py"

@@ -139,8 +139,7 @@ def _train_net() -> None:
 
 
 def _run_matrix() -> None:
-    sys.path.insert(0, str(ROOT / "benchmark"))
-    from harness.command import main
+    from hicl_d2.harness.command import main
 
     sys.exit(main())
 

@@ -1,0 +1,10 @@
+"""What run_matrix.py is made of.
+
+It knows nothing of torch and of the models that it compares: it starts a training script for each cell of a matrix
+and reads the ``result.json`` that the script leaves. State is files; running again does what is missing. Errors, whole
+files, console, signals and YAML are those of ``hicl_d2.command``.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]

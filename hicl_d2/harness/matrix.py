@@ -1,0 +1,330 @@
+"""The matrix file: its axes, and the cells that they span."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.safe_yaml import read_yaml
+from hicl_d2.harness import ROOT
+from hicl_d2.harness.cells import AXES, Cell, Resources
+from hicl_d2.harness.configs import Configs
+from hicl_d2.harness.data import data_root, fingerprint
+from hicl_d2.harness.points import (
+    Point,
+    check_keys,
+    read_axis,
+    read_mapping,
+    read_overrides,
+    read_point,
+    read_text,
+)
+
+AXIS_KEYS = tuple(f"{axis}s" for axis in AXES)
+TOP_KEYS = ("config", "overrides", "words", "data", "resources")
+KEYS = (
+    "name",
+    *TOP_KEYS,
+    *AXIS_KEYS,
+    "seeds",
+    "include",
+    "exclude",
+    "baseline",
+    "report",
+    "shorten",
+)
+EXCLUDE_KEYS = (*AXES, "seed")
+INCLUDE_KEYS = (*AXES, "seeds", *TOP_KEYS)
+REPORT_KEYS = ("metrics", "compare")
+MAIN_METRIC = "sem_seg/mIoU"
+DEFAULT_METRICS = (MAIN_METRIC, "sem_seg/mAcc", "seconds/per_iteration")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix file, read and checked.
+
+    ``baseline`` holds the names on the axes that the others are compared with: {"method": "baseline"}.
+    ``data`` is the fingerprint of every data set that could be looked at. ``compare`` are the two methods of
+    the detailed figures.
+    """
+
+    path: Path
+    name: str
+    baseline: Mapping[str, str]
+    cells: tuple[Cell, ...]
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    compare: tuple[str, str] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    def groups(self) -> dict[tuple[str, ...], list[Cell]]:
+        """Return the cells that differ in their seed alone, in the order of the file."""
+        groups: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(cell.group, []).append(cell)
+        return groups
+
+    def baseline_of(self, group: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the group that ``group`` is compared with (itself, if it is the baseline)."""
+        names = {**dict(zip(AXES, group, strict=True)), **self.baseline}
+        return tuple(names[axis] for axis in AXES)
+
+    def against(self, name: str) -> "Matrix":
+        """Return the matrix with another method, or else ablation, as baseline; on other axes it stays as it is."""
+        named = {axis: {getattr(cell, axis) for cell in self.cells} - {""} for axis in ("method", "ablation")}
+        axis = next((axis for axis, there in named.items() if name in there), None)
+        if axis is None:
+            there = sorted(set.union(*named.values()))
+            raise InputError(
+                f"--against {name} is no method or ablation of {self.path}{nearest_or_known(name, there)}"
+            )
+        other = replace(self, baseline={**self.baseline, axis: name})
+        groups = other.groups()
+        if not any(other.baseline_of(group) in groups for group in groups):
+            wanted = ", ".join(f"{key} {value}" for key, value in other.baseline.items())
+            raise InputError(f"--against {name}: {self.path} has no cell of {wanted} to compare with")
+        return other
+
+
+def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str] | None = None) -> Matrix:
+    """Read a matrix file.
+
+    ``shorten`` puts the file's ``shorten`` overrides on top of every cell; ``known_data`` are fingerprints
+    noted before, for data sets that are not on this machine. Raises InputError, in one line, for anything
+    that does not fit; cells that cannot run here have an ``obstacle``.
+    """
+    content = read_yaml(path, "matrix file", text_keys=True).content
+    check_keys(content, KEYS, str(path))
+    for key in ("name", "methods", "seeds"):
+        if not content.get(key):
+            raise InputError(f"{path}: {key} is missing")
+    name = read_text(content, "name", str(path))
+    axes = [read_axis(content.get(key), f"{path}: {key}") for key in AXIS_KEYS]
+    extra = _shorten(content, path) if shorten else {}
+    builder = _Builder(path, read_point("", content, str(path)), extra, known_data or {})
+    seeds = _seeds(content["seeds"], path)
+    cells = [builder.cell(points, seed) for points in itertools.product(*axes) for seed in seeds]
+    cells = _excluded(cells, content.get("exclude"), path)
+    cells += [
+        builder.cell(points, seed) for points, seed in _included(content.get("include"), seeds, axes, path)
+    ]
+    if not cells:
+        raise InputError(f"{path}: exclude leaves no cell")
+    _check_different(cells, path)
+    return Matrix(
+        path,
+        name,
+        _baseline(content.get("baseline"), cells, path),
+        tuple(cells),
+        **_report(content.get("report"), cells, path),
+        data=builder.data,
+    )
+
+
+class _Builder:
+    """Builds the cells of a matrix; reads a file that many of them share once."""
+
+    def __init__(
+        self, path: Path, top: Point, extra: Mapping[str, Any], known_data: Mapping[str, str]
+    ) -> None:
+        self.data: dict[str, str] = {}
+        self._path = path
+        self._top = top
+        self._extra = extra
+        self._known_data = known_data
+        self._configs = Configs()
+        self._paths: dict[str, Path] = {}
+        self._exists: dict[Path, bool] = {}
+        self._data_obstacles: dict[str, str | None] = {}
+
+    def cell(self, points: Sequence[Point], seed: int) -> Cell:
+        """Return the cell at ``points``: the config of the last one that names one, the overrides of all."""
+        names = dict(zip(AXES, (point.name for point in points), strict=True))
+        config = self._config(points, names)
+        overrides: dict[str, Any] = {}
+        resources: dict[str, Any] = {}
+        for point in (self._top, *points):
+            overrides.update(point.overrides)
+            resources.update(point.resources)
+        overrides.update(self._extra)
+        if config not in self._exists:
+            self._exists[config] = config.is_file()
+        obstacle: str | None = None
+        resolved: dict[str, Any] = {**overrides, "SEED": seed}
+        if self._exists[config]:
+            resolved = self._configs.resolve(config, resolved)
+        else:
+            obstacle = f"no config {_shown(config)}"
+        resources.setdefault("gpus", 0 if resolved.get("MODEL.DEVICE") == "cpu" else 1)
+        data, no_data = self._look_at_data(names["dataset"], points)
+        return Cell(
+            **names,
+            seed=seed,
+            config=config,
+            overrides=overrides,
+            resolved=resolved,
+            data=data,
+            resources=Resources(**resources),
+            obstacle=obstacle or no_data,
+            has_config=self._exists[config],
+        )
+
+    def _config(self, points: Sequence[Point], names: dict[str, str]) -> Path:
+        templates = [point.config for point in (self._top, *points) if point.config is not None]
+        if not templates:
+            named = "/".join(filter(None, names.values()))
+            raise InputError(f"{self._path}: no config for {named}; give the matrix a config")
+        words = dict(names)
+        for point in (self._top, *points):
+            words.update(point.words)
+        try:
+            name = templates[-1].format(**words)
+        except (KeyError, IndexError, ValueError):
+            allowed = ", ".join(f"{{{word}}}" for word in words)
+            raise InputError(
+                f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
+            ) from None
+        if name not in self._paths:
+            self._paths[name] = ROOT / name
+        return self._paths[name]
+
+    def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
+        """Return the fingerprint of a data set and why it cannot be used here."""
+        names = tuple(name for point in (self._top, *points) for name in point.data)
+        if not names:
+            return "", None
+        if dataset not in self._data_obstacles:
+            found = fingerprint(names)
+            self._data_obstacles[dataset] = (
+                f"no data {' '.join(names)} below {data_root()} (set DETECTRON2_DATASETS)"
+                if found is None
+                else None
+            )
+            known = found or self._known_data.get(dataset)
+            if known is not None:
+                self.data[dataset] = known
+        return self.data.get(dataset, ""), self._data_obstacles[dataset]
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _shorten(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    if not content.get("shorten"):
+        raise InputError(
+            f"{path} has no shorten: give it overrides (SOLVER.MAX_ITER, ...) or run without --shorten"
+        )
+    return read_overrides(content["shorten"], f"{path}: shorten")
+
+
+def _seeds(content: Any, path: Path | str) -> list[int]:
+    is_list = isinstance(content, list) and all(type(seed) is int and seed >= 0 for seed in content)
+    if not is_list or not content:
+        raise InputError(f"{path}: seeds must be a list of whole numbers from 0, not {content!r}")
+    twice = sorted({seed for seed in content if content.count(seed) > 1})
+    if twice:
+        raise InputError(f"{path}: seed {twice[0]} is named twice")
+    return content
+
+
+def _entries(content: Any, known: tuple[str, ...], place: str) -> Iterator[tuple[dict[str, Any], str]]:
+    if content is None:
+        return
+    if not isinstance(content, list) or not all(isinstance(entry, dict) and entry for entry in content):
+        raise InputError(f"{place} must be a list of entries with {', '.join(known)}, not {content!r}")
+    for number, entry in enumerate(content, 1):
+        check_keys(entry, known, f"{place}: entry {number}")
+        yield entry, f"{place}: entry {number}"
+
+
+def _excluded(cells: list[Cell], content: Any, path: Path) -> list[Cell]:
+    """Return the cells that no entry matches; an entry is a glob, or several, for each axis it names."""
+    for entry, place in _entries(content, EXCLUDE_KEYS, f"{path}: exclude"):
+        kept = [cell for cell in cells if not _matches(cell, entry)]
+        if len(kept) == len(cells):
+            raise InputError(f"{place} matches no cell; remove it, or correct its names")
+        cells = kept
+    return cells
+
+
+def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
+    for axis, globs in entry.items():
+        name = str(getattr(cell, axis))
+        if not any(fnmatchcase(name, str(glob)) for glob in (globs if isinstance(globs, list) else [globs])):
+            return False
+    return True
+
+
+def _included(
+    content: Any, seeds: list[int], axes: list[list[Point]], path: Path
+) -> Iterator[tuple[tuple[Point, ...], int]]:
+    """Yield the cells that entries add to the product: the points they name, merged with the entry's own keys."""
+    known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
+    for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
+        own = read_point("", entry, place)
+        names = {axis: str(entry.get(axis, "")) for axis in AXES}
+        points = [known[axis].get(name, Point(name)) for axis, name in names.items()]
+        last = points[-1]
+        points[-1] = Point(
+            last.name,
+            own.config if own.config is not None else last.config,
+            {**last.overrides, **own.overrides},
+            {**last.words, **own.words},
+            last.data + own.data,
+            {**last.resources, **own.resources},
+        )
+        for seed in _seeds(entry.get("seeds", seeds), place):
+            yield tuple(points), seed
+
+
+def _baseline(content: Any, cells: list[Cell], path: Path) -> dict[str, str]:
+    """Return the names on the axes that make a baseline: a method, or a name for each of several axes."""
+    if content is None:
+        return {"method": cells[0].method}
+    names = {"method": content} if isinstance(content, str) else content
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{path}: baseline must be a method, or a name for some axes, not {content!r}")
+    check_keys(names, AXES, f"{path}: baseline")
+    for axis, name in names.items():
+        there = {getattr(cell, axis) for cell in cells}
+        if name not in there:
+            raise InputError(
+                f"{path}: baseline {name} is not one of the {axis}s{nearest_or_known(str(name), there)}"
+            )
+    return names
+
+
+def _report(content: Any, cells: list[Cell], path: Path) -> dict[str, Any]:
+    values = read_mapping(content, f"{path}: report")
+    check_keys(values, REPORT_KEYS, f"{path}: report")
+    metrics = values.get("metrics", list(DEFAULT_METRICS))
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
+        raise InputError(
+            f"{path}: report: metrics must be a list of names ({MAIN_METRIC}, ...), not {metrics!r}"
+        )
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    compare = values.get("compare", [methods[0], methods[-1]])
+    if not isinstance(compare, list) or len(compare) != 2:
+        raise InputError(f"{path}: report: compare must be two methods, not {compare!r}")
+    for name in compare:
+        if name not in methods:
+            raise InputError(
+                f"{path}: report: compare: {name} is not one of the methods{nearest_or_known(str(name), methods)}"
+            )
+    return {"metrics": tuple(metrics), "compare": tuple(compare) if compare[0] != compare[1] else None}
+
+
+def _check_different(cells: list[Cell], path: Path) -> None:
+    """Raise InputError for two cells of one name or identity (which is not known where a config is missing)."""
+    first: dict[tuple[str, str], Cell] = {}
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        if named.setdefault(cell.name, cell) is not cell:
+            raise InputError(f"{path}: two cells are called {cell.name}; give one of them another name")
+        twin = first.setdefault((cell.hash, "" if cell.has_config else str(cell.config)), cell)
+        if twin is not cell:
+            raise InputError(f"{path}: {twin.name} and {cell.name} are the same training; remove one of them")

@@ -1,0 +1,254 @@
+"""Results of all cells as one long CSV, their summary over seeds, and the tables that compare methods."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hicl_d2.command.files import write_text
+from hicl_d2.harness import folder as files
+from hicl_d2.harness.cells import AXES
+from hicl_d2.harness.folder import State
+from hicl_d2.harness.matrix import Matrix
+from hicl_d2.harness.reference import published
+from hicl_d2.harness.results import measures
+from hicl_d2.harness.statistics import ENOUGH_PAIRS, bootstrap_interval, holm, sign_flip_p
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("matrix", "cell", *AXES, "seed", "metric", "at", "value", "iteration", "status")
+SUMMARY_COLUMNS = (
+    *AXES,
+    "metric",
+    "at",
+    "n",
+    "mean",
+    "std",
+    "min",
+    "max",
+    "diff",
+    "diff_low",
+    "diff_high",
+    "p_value",
+    "p_holm",
+)
+RESULTS_FILE, SUMMARY_FILE, MARKDOWN_FILE, LATEX_FILE = "results.csv", "summary.csv", "table.md", "table.tex"
+HEADINGS = {
+    "seconds/per_iteration": "seconds per iteration",
+    "seconds/total": "seconds",
+    "peak_memory_mb": "MiB",
+}
+FORMATS = {"seconds/per_iteration": "{:.3f}", "seconds/total": "{:.0f}", "peak_memory_mb": "{:.0f}"}
+NOTHING = "-"
+TOO_SMALL = "n too small"
+
+
+def collect(matrix: Matrix, states: Mapping[str, State]) -> "pd.DataFrame":
+    """Return a row per cell and metric; a cell without a result has one row, without a metric."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for cell in matrix.cells:
+        about = {"matrix": matrix.name, "cell": cell.slug, "seed": cell.seed}
+        about |= dict(zip(AXES, cell.group, strict=True))
+        state = states[cell.slug]
+        if state.result is None:
+            rows.append({**about, "status": "failed" if state.name == files.FAILED else "missing"})
+            continue
+        for metric, at, value, iteration in measures(state.result):
+            numbers = {"metric": metric, "at": at, "value": value, "iteration": iteration}
+            rows.append({**about, **numbers, "status": "finished"})
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype({"iteration": "Int64", "value": float})
+
+
+def summarise(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
+    """Return a row per data set, model, method, ablation, metric and time of measuring.
+
+    Mean, standard deviation (n - 1) and range over the seeds; the mean difference to the baseline over the
+    seeds that both have, its bootstrap interval and sign-flip p, adjusted over the rows that are compared
+    with the same baseline.
+    """
+    import pandas as pd
+
+    finished = rows[rows["value"].notna()]
+    keys = [*AXES, "metric", "at"]
+    wide = finished.pivot_table(
+        index=keys, columns="seed", values="value", dropna=False, observed=True, sort=False
+    )
+    wide = wide.dropna(how="all")
+    order = {group: number for number, group in enumerate(matrix.groups())}
+    by_key = dict(zip(wide.index, wide.to_numpy(), strict=True))
+    found = [
+        {**dict(zip(keys, key, strict=True)), **_numbers(values), **_difference(key, values, by_key, matrix)}
+        for key, values in by_key.items()
+    ]
+    summary = pd.DataFrame(found, columns=list(SUMMARY_COLUMNS)).astype({"n": "int64"})
+    place = summary[list(AXES)].apply(lambda row: order[tuple(row)], axis=1) if len(summary) else []
+    summary = (
+        summary.assign(place=place)
+        .sort_values(["place", "at", "metric"], kind="stable")
+        .drop(columns="place")
+    )
+    summary["p_holm"] = _adjusted(summary, matrix)
+    return summary.reset_index(drop=True)
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    import numpy as np
+
+    there = values[~np.isnan(values)]
+    std = float(there.std(ddof=1)) if len(there) > 1 else float("nan")
+    return {"n": len(there), "mean": there.mean(), "std": std, "min": there.min(), "max": there.max()}
+
+
+def _difference(
+    key: tuple[str, ...], values: Any, by_key: Mapping[Any, Any], matrix: Matrix
+) -> dict[str, float]:
+    """Return what distinguishes a row from its baseline; nothing for the baseline itself or without pairs."""
+    import numpy as np
+
+    base = matrix.baseline_of(key[: len(AXES)])
+    other = by_key.get((*base, *key[len(AXES) :]))
+    if base == key[: len(AXES)] or other is None:
+        return {}
+    paired = (values - other)[~np.isnan(values - other)]
+    if not len(paired):
+        return {}
+    found = {"diff": float(paired.mean())}
+    if len(paired) > 1:
+        found["diff_low"], found["diff_high"] = bootstrap_interval(tuple(paired))
+        found["p_value"] = sign_flip_p(tuple(paired))
+    return found
+
+
+def _adjusted(summary: "pd.DataFrame", matrix: Matrix) -> "pd.Series":
+    adjusted = summary["p_value"].astype(float).copy()
+    bases = [matrix.baseline_of(tuple(row)) for row in summary[list(AXES)].itertuples(index=False)]
+    family = [
+        f"{base}{metric}{at}"
+        for base, metric, at in zip(bases, summary["metric"], summary["at"], strict=True)
+    ]
+    tested = adjusted.notna()
+    for _, members in adjusted[tested].groupby(
+        [name for name, is_in in zip(family, tested, strict=True) if is_in]
+    ):
+        adjusted[members.index] = holm(list(members))
+    return adjusted
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tables for readers
+
+
+def heading(metric: str) -> str:
+    """Return what a metric is called in a table."""
+    return HEADINGS.get(metric, metric.rsplit("/", 1)[-1])
+
+
+def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
+    """Return the table that compares methods, as text: a row per group of cells, headline metrics first.
+
+    Figures are of the last iteration; the best one of the main metric stands in a column of its own.
+    """
+    import pandas as pd
+
+    summary = summarise(rows, matrix)
+    by_key = {tuple(row[:6]): row for row in summary.itertuples(index=False, name=None)}
+    labels = [
+        axis for axis in AXES if axis == "method" or len({getattr(cell, axis) for cell in matrix.cells}) > 1
+    ]
+    # Grouped by names and not by cell: a kept CSV may hold cells whose configs have changed since.
+    states = rows.drop_duplicates("cell").groupby(list(AXES))["status"].agg(list).to_dict()
+    main = matrix.metrics[0]
+    lines = []
+    for group, cells in matrix.groups().items():
+        names = dict(zip(AXES, group, strict=True))
+        line = {label: names[label] for label in labels}
+        unfinished = [status for status in states.get(group, []) if status != "finished"]
+        absent, count = sorted(set(unfinished)), len(unfinished)
+        for metric in matrix.metrics:
+            row = by_key.get((*group, metric, "last"))
+            line[heading(metric)] = _mean(row, metric)
+        if count == len(cells):
+            line[heading(main)] = "/".join(absent)
+        if absent and count < len(cells):
+            line[heading(main)] += f", {count} of {len(cells)} {'/'.join(absent)}"
+        line[f"best {heading(main)}"] = _mean(by_key.get((*group, main, "best")), main)
+        row = by_key.get((*group, main, "last"))
+        line["difference"], line["p (Holm)"] = _compared(row, main)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _mean(row: tuple[Any, ...] | None, metric: str) -> str:
+    if row is None:
+        return NOTHING
+    form = FORMATS.get(metric, "{:.1f}")
+    values = dict(zip(SUMMARY_COLUMNS, row, strict=True))
+    if values["n"] == 1:
+        return form.format(values["mean"])
+    return f"{form.format(values['mean'])} ± {form.format(values['std'])} ({values['n']})"
+
+
+def _compared(row: tuple[Any, ...] | None, metric: str) -> tuple[str, str]:
+    """Return the difference with its interval, and p with the adjusted one."""
+    import pandas as pd
+
+    values = dict(zip(SUMMARY_COLUMNS, row, strict=True)) if row else {"diff": float("nan")}
+    if pd.isna(values["diff"]):
+        return NOTHING, NOTHING
+    form = FORMATS.get(metric, "{:.1f}").replace("{:", "{:+")
+    difference = form.format(values["diff"])
+    if pd.isna(values["p_value"]):
+        return difference, TOO_SMALL
+    difference += f" [{form.format(values['diff_low'])}, {form.format(values['diff_high'])}]"
+    if values["n"] < ENOUGH_PAIRS:
+        return difference, TOO_SMALL
+    return difference, f"{values['p_value']:.3f} ({values['p_holm']:.3f})"
+
+
+def markdown(rows: "pd.DataFrame", matrix: Matrix) -> str:
+    """Return the comparison as a markdown table."""
+    return _markdown(comparison(rows, matrix))
+
+
+def _markdown(frame: "pd.DataFrame") -> str:
+    """Return a table of text as markdown; a bar in a name is no border of a cell."""
+    plain = frame.map(_without_bar)
+    plain.columns = [_without_bar(name) for name in frame.columns]
+    return str(plain.to_markdown(index=False, disable_numparse=True))
+
+
+def _without_bar(cell: Any) -> Any:
+    return cell.replace("|", "&#124;") if isinstance(cell, str) else cell
+
+
+def latex(frame: "pd.DataFrame") -> str:
+    """Return a table of text as LaTeX, with the rules of booktabs."""
+    from tabulate import tabulate
+
+    text = tabulate(
+        frame.values.tolist(), list(frame.columns), tablefmt="latex_booktabs", disable_numparse=True
+    )
+    return text.replace("±", r"$\pm$")
+
+
+def write_results(rows: "pd.DataFrame", output: Path) -> None:
+    """Write ``results.csv``."""
+    write_text(output / RESULTS_FILE, rows.to_csv(index=False, lineterminator="\n"))
+
+
+def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
+    """Write ``summary.csv``, ``table.md`` and ``table.tex``; published figures stand in tables of their own."""
+    summary = summarise(rows, matrix)
+    write_text(output / SUMMARY_FILE, summary.to_csv(index=False, lineterminator="\n"))
+    ours, theirs = comparison(rows, matrix), published(matrix)
+    text = f"{_markdown(ours)}\n"
+    source = f"{latex(ours)}\n"
+    if len(theirs):
+        note = "Published elsewhere, under their own protocols:"
+        text += f"\n{note}\n\n{_markdown(theirs)}\n"
+        source += f"\n% {note}\n{latex(theirs)}\n"
+    write_text(output / MARKDOWN_FILE, text)
+    write_text(output / LATEX_FILE, source)

@@ -1,0 +1,249 @@
+"""What run_matrix.py can do: a function per verb, which returns the exit status."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hicl_d2.command.console import Console
+from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.files import occupied
+from hicl_d2.command.interrupts import Interrupted
+from hicl_d2.harness import clean, plan, status, weights
+from hicl_d2.harness import folder as files
+from hicl_d2.harness.failures import RULES
+from hicl_d2.harness.local import LocalExecutor, Outcome, headline
+from hicl_d2.harness.signals import Signals
+from hicl_d2.harness.slots import find_slots
+from hicl_d2.harness.training import end_strays
+from hicl_d2.harness.workspace import Workspace, claim, open_workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WATCH_SECONDS = 5.0
+
+
+def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """say how many cells there are, which would run, and what they would take"""
+    workspace = _open(options)
+    if options.probe:
+        _probe(workspace, options, console, signals)
+    console.show(plan.describe(workspace, options.retry, options.list))
+    return 0
+
+
+def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """run what is missing, then write and show the table"""
+    if not options.train_script.is_file():
+        raise InputError(f"--train-script {options.train_script} does not exist")
+    for what in options.retry:
+        if what != "failed" and what not in RULES:
+            raise InputError(
+                f"--retry {what} is no kind of failure{nearest_or_known(what, ['failed', *RULES])}"
+            )
+    slots = find_slots(options.gpus, options.per_gpu, options.slots)
+    workspace = _open(options)
+    if options.dry_run:
+        console.show(plan.describe(workspace, options.retry, options.list))
+        return 0
+    _check_obstacles(workspace)
+    weights.check(workspace.needed(options.retry))
+    output = workspace.output
+    output.mkdir(parents=True, exist_ok=True)
+    with occupied(output, _busy(output)):
+        claim(workspace)
+        strays = end_strays(output)
+        if strays:
+            console.say(f"ended {strays} trainings that an earlier run had left behind")
+        clean.clear_unfinished(workspace)
+        workspace = _open(options)
+        labels = _labels(workspace)
+        _say_kept(workspace, labels, console)
+        cells = workspace.needed(options.retry)
+        try:
+            if options.executor == "slurm":
+                from hicl_d2.harness.cluster import SlurmExecutor
+
+                outcome = SlurmExecutor(workspace, options, console, signals, labels).run(cells)
+            else:
+                executor = LocalExecutor(
+                    options.train_script,
+                    output,
+                    workspace.matrix.name,
+                    slots,
+                    options.fail_fast,
+                    console,
+                    signals,
+                    labels,
+                )
+                outcome = executor.run(cells)
+        except Interrupted:
+            _write_results(_open(options))
+            raise
+        return _finish(_open(options), outcome, console)
+
+
+def _busy(folder: Path) -> str:
+    return f"{folder} is in use by another run_matrix.py; wait for it, or stop it"
+
+
+def _check_obstacles(workspace: Workspace) -> None:
+    """Raise InputError if a chosen cell cannot run here: nothing is started before all can be finished."""
+    obstacles = workspace.obstacles()
+    if obstacles:
+        more = f" and {len(obstacles) - 1} more obstacles (plan lists them)" if len(obstacles) > 1 else ""
+        text, count = next(iter(obstacles.items()))
+        raise InputError(
+            f"{workspace.matrix.path}: {text} ({count} cells){more}; choose other cells with --only, or exclude them"
+        )
+
+
+def _labels(workspace: Workspace) -> dict[str, str]:
+    total = len(workspace.cells)
+    return {cell.slug: f"[{number}/{total}] {cell.name}" for number, cell in enumerate(workspace.cells, 1)}
+
+
+def _say_kept(workspace: Workspace, labels: dict[str, str], console: Console) -> None:
+    done = workspace.in_state(files.DONE)
+    if len(done) > plan.LISTED_CELLS:
+        console.say(f"{len(done)} cells are done and kept")
+    else:
+        for cell in done:
+            console.say(f"{labels[cell.slug]}: kept, {headline(workspace.states[cell.slug].result or {})}")
+
+
+def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
+    """Write results and tables, show the table and the places of everything; 1 if a cell has no result."""
+    from hicl_d2.harness.tables import markdown, write_tables
+
+    results = _write_results(workspace)
+    table = markdown(results, workspace.matrix)
+    write_tables(results, workspace.matrix, workspace.output)
+    console.show(f"\n{table}\n")
+    for cell in workspace.cells:
+        pictures = cell.folder(workspace.output) / "pictures"
+        if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:
+            console.show(f"pictures of {cell.name}: {pictures}")
+    console.show(f"results: {workspace.output / 'results.csv'}")
+    failed = workspace.in_state(files.FAILED)
+    again = [cell for cell in failed if cell.slug not in outcome.failed]
+    if again:
+        console.say(
+            f"{len(again)} cells failed in an earlier run and were left; --retry failed tries them again"
+        )
+    is_whole = len(workspace.in_state(files.DONE)) == len(workspace.cells)
+    return 0 if is_whole and outcome.left_out is None else 1
+
+
+def _write_results(workspace: Workspace) -> "pd.DataFrame":
+    from hicl_d2.harness.tables import collect, write_results
+
+    rows = collect(workspace.matrix, workspace.states)
+    write_results(rows, workspace.output)
+    return rows
+
+
+def _probe(workspace: Workspace, options: Namespace, console: Console, signals: Signals) -> None:
+    cells = plan.missing_probes(workspace)
+    if options.dry_run or not cells:
+        return
+    folder = workspace.output / plan.PROBE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    slots = find_slots(options.gpus, 1, 1)
+    labels = {cell.slug: f"probe of {cell.name}" for cell in cells}
+    with occupied(folder, _busy(folder)):
+        end_strays(folder)
+        executor = LocalExecutor(
+            options.train_script, folder, workspace.matrix.name, slots, False, console, signals, labels
+        )
+        executor.run(cells)
+
+
+def status_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """show what the cells are doing: state, iteration, time left, loss, mIoU"""
+    was_busy = False
+    while True:
+        workspace = _open(options)
+        console.screen(status.describe(workspace), is_moving=options.watch)
+        is_busy = bool(workspace.in_state(files.RUNNING, files.QUEUED))
+        # Between two cells none is running: only a second look tells that it is over.
+        if not options.watch or not (is_busy or was_busy):
+            return 0
+        was_busy = is_busy
+        time.sleep(WATCH_SECONDS)
+
+
+def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """write results.csv, summary.csv, table.md and table.tex, and show the table"""
+    from hicl_d2.harness.tables import collect, markdown, write_results, write_tables
+
+    workspace = _open(options)
+    rows = collect(workspace.matrix, workspace.states)
+    if options.against is not None:  # another look at the same results: their files stay as they are
+        console.show(markdown(rows, workspace.matrix.against(options.against)))
+        return 0
+    if not options.dry_run:
+        workspace.output.mkdir(parents=True, exist_ok=True)
+        write_results(rows, workspace.output)
+        write_tables(rows, workspace.matrix, workspace.output)
+    console.show(markdown(rows, workspace.matrix))
+    return 0
+
+
+def report_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """write report.html: tables, curves, bars, pictures and where everything came from"""
+    from hicl_d2.harness.report import write_report
+
+    workspace = _open(options)
+    if options.dry_run:
+        console.show(f"would write {workspace.output / 'report.html'}")
+        return 0
+    workspace.output.mkdir(parents=True, exist_ok=True)
+    console.show(f"report: {write_report(workspace)}")
+    return 0
+
+
+def clean_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """remove probes, half-written files and the checkpoints before the last one of finished cells"""
+    workspace = _open(options)
+    if not workspace.output.is_dir():
+        raise InputError(f"{workspace.output} does not exist")
+    with occupied(workspace.output, _busy(workspace.output)):
+        total = 0
+        for path in clean.find(workspace, options.orphans):
+            total += clean.size(path)
+            console.say(f"{'would remove' if options.dry_run else 'removed'} {path}")
+            if not options.dry_run:
+                clean.remove(path)
+    console.show(f"{total / 1e9:.3g} GB{' to gain' if options.dry_run else ' gained'}")
+    return 0
+
+
+def gate_verb(options: Namespace, console: Console, signals: Signals) -> int:
+    """compare results with expected.yaml; status 1 if one is off or missing"""
+    from hicl_d2.harness.gate import check, read_expected
+
+    workspace = _open(options)
+    table, is_good = check(workspace, read_expected(options.expected, workspace.matrix.name))
+    console.show(table)
+    return 0 if is_good else 1
+
+
+def _open(options: Namespace) -> Workspace:
+    if options.download:
+        weights.allow_download()
+    output: Path | None = options.output
+    return open_workspace(options.matrix, output, options.shorten, options.only)
+
+
+VERBS: dict[str, Callable[[Namespace, Console, Signals], int]] = {
+    "plan": plan_verb,
+    "run": run_verb,
+    "status": status_verb,
+    "table": table_verb,
+    "report": report_verb,
+    "clean": clean_verb,
+    "gate": gate_verb,
+}

@@ -1,0 +1,116 @@
+"""The folder of a matrix: which matrix it belongs to, fingerprints of its data, and the cells of a command."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import write_json
+from hicl_d2.harness import folder as files
+from hicl_d2.harness.cells import Cell
+from hicl_d2.harness.folder import State, states
+from hicl_d2.harness.matrix import Matrix, read_matrix
+
+FOLDER_FILE = "matrix.json"
+FOLDER_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A matrix, its folder, the cells that ``--only`` chose, and the state of every cell by slug."""
+
+    matrix: Matrix
+    output: Path
+    cells: tuple[Cell, ...]
+    states: Mapping[str, State]
+
+    def in_state(self, *names: str) -> list[Cell]:
+        """Return the chosen cells that are in one of these states."""
+        return [cell for cell in self.cells if self.states[cell.slug].name in names]
+
+    def needed(self, retry: Sequence[str]) -> list[Cell]:
+        """Return the chosen cells that a run starts: without a result, and not failed for good.
+
+        ``retry`` names what is tried again even so: "failed", or kinds of failure.
+        """
+        found = []
+        for cell in self.cells:
+            state = self.states[cell.slug]
+            if state.name == files.FAILED and state.failure is not None:
+                asked = "failed" in retry or state.failure.kind in retry
+                if state.failure.rule.again or asked:
+                    found.append(cell)
+            elif state.name not in (files.DONE, files.BLOCKED):
+                found.append(cell)
+        return found
+
+    def obstacles(self) -> dict[str, int]:
+        """Return what keeps chosen cells from running here, and how many each."""
+        found: dict[str, int] = {}
+        for cell in self.cells:
+            if cell.obstacle is not None and self.states[cell.slug].name != files.DONE:
+                found[cell.obstacle] = found.get(cell.obstacle, 0) + 1
+        return found
+
+
+def open_workspace(matrix_file: Path, output: Path | None, shorten: bool, only: Sequence[str]) -> Workspace:
+    """Read the matrix and the states of its cells; nothing is written.
+
+    Raises InputError for a folder of another matrix and a glob that chooses nothing.
+    """
+    matrix = read_matrix(matrix_file, shorten)
+    output = output if output is not None else Path("output") / matrix.name
+    note = _read_note(output, matrix.name)
+    known = note.get("data", {})
+    if known and any(name not in matrix.data for name in known):
+        matrix = read_matrix(matrix_file, shorten, known)
+    return Workspace(matrix, output, choose(matrix, only), states(matrix.cells, output))
+
+
+def choose(matrix: Matrix, only: Sequence[str]) -> tuple[Cell, ...]:
+    """Return the cells whose name or folder matches one of the globs, all if there are none."""
+    if not only:
+        return matrix.cells
+    for glob in only:
+        if not any(matches(cell, glob) for cell in matrix.cells):
+            raise InputError(
+                f"--only {glob} chooses none of the cells; one is called {matrix.cells[0].name!r}"
+            )
+    return tuple(cell for cell in matrix.cells if any(matches(cell, glob) for glob in only))
+
+
+def matches(cell: Cell, glob: str) -> bool:
+    """Return whether ``glob`` matches the cell's name or its folder's name."""
+    return fnmatchcase(cell.name, glob) or fnmatchcase(cell.slug, glob)
+
+
+def claim(workspace: Workspace) -> None:
+    """Note which matrix the folder belongs to, and the fingerprints of its data sets."""
+    path = workspace.output / FOLDER_FILE
+    matrix = workspace.matrix
+    note = _read_note(workspace.output, matrix.name)
+    new = {"schema": FOLDER_SCHEMA, "matrix": matrix.name, "data": {**note.get("data", {}), **matrix.data}}
+    if new != note:
+        write_json(path, new)
+
+
+def _read_note(output: Path, name: str) -> dict[str, Any]:
+    """Return the folder's note, empty if it has none; InputError if it is damaged or of another matrix."""
+    path = output / FOLDER_FILE
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        owner, schema = note["matrix"], note["schema"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; remove it if {output} holds the matrix {name}") from None
+    except NotADirectoryError:
+        raise InputError(f"--output {output} is not a folder; choose another one") from None
+    if owner != name:
+        raise InputError(f"{output} holds the matrix {owner}, not {name}; choose another --output")
+    if schema != FOLDER_SCHEMA:
+        raise InputError(f"{path} has schema {schema!r} and this harness reads {FOLDER_SCHEMA}")
+    return note
