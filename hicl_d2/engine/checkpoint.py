@@ -26,6 +26,7 @@ from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.layouts import find_weights, without_wrappers
+from hicl_d2.modeling.memory_format import contiguous
 from hicl_d2.modeling.weights import read_foreign_file, with_known_names
 from hicl_d2.weights import (
     DamagedError,
@@ -130,12 +131,20 @@ class Checkpoints(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and its name to ``last_checkpoint``; if that fails, both stay as they were."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {"model": self.model, **self.checkpointables}
+        content = {key: contiguous(part.state_dict()) for key, part in parts.items()} | kwargs
+        file = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {file}")
         try:
-            super().save(name, **kwargs)
+            with self.path_manager.open(file, "wb") as stream:
+                torch.save(content, stream)
         except RuntimeError as error:  # torch's zip writer hides what the disk said
-            raise _disk_error(error, Path(self.save_dir) / f"{name}.pth") from None
+            raise _disk_error(error, Path(file)) from None
+        self.tag_last_checkpoint(os.path.basename(file))
         self.saved = kwargs.get("iteration", self.saved)
-        if self.keep and self.save_to_disk and self.saved is not None:
+        if self.keep and self.saved is not None:
             self._remove_old(self.saved)
 
     def _remove_old(self, iteration: int) -> None:
@@ -154,7 +163,7 @@ class Checkpoints(DetectionCheckpointer):
         path = folder / f"{BEST}.pth"
         try:
             with atomic_open(path, "wb") as stream:
-                torch.save({"model": self.model.state_dict(), "iteration": iteration}, stream)
+                torch.save({"model": contiguous(self.model.state_dict()), "iteration": iteration}, stream)
         except RuntimeError as error:
             raise _disk_error(error, path) from None
         write_json(

@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.utils import comm, get_event_storage, seed_all_rng
+from hicl_d2.modeling.memory_format import like
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,8 @@ class StepTrainer:
         """Restore what :meth:`state_dict` returned; a state in another precision is accepted."""
         self.iter = state_dict["iteration"]
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            state.update({name: like(parameter, value) for name, value in state.items()})
         self.skipped = state_dict.get("skipped", 0)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -42,6 +42,7 @@ from hicl_d2.engine.step import PRECISIONS, StepTrainer
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
+from hicl_d2.modeling.memory_format import set_memory_format
 from hicl_d2.modeling.settings import gives_semantics
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Trainer(TrainerBase):
             reason = one_line(error) if str(error) else "an assertion failed"
             raise InputError(f"the config describes no model that can be built: {reason}") from error
         logger.info(f"Model:\n{model}")
-        return model
+        return set_memory_format(cfg, model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

