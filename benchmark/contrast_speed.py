@@ -15,7 +15,6 @@ GFLOP say how much each does. Operators are what a step asks of a GPU, call by c
 
 import argparse
 import csv
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
 from speed.follow import operators
-from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes
+from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes, processor
 from speed.targets import verdict
 
 from hicl_d2.command.files import atomic_open
@@ -269,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = replace(plan, rounds=args.rounds or plan.rounds)
 
     report = Report()
-    _show(f"{_describe(device)}, {args.threads} threads, torch {torch.__version__}, {plan.rounds} rounds\n")
+    _show(f"{processor(device)}, {args.threads} threads, torch {torch.__version__}, {plan.rounds} rounds\n")
     for case in asked_cases(plan) if args.targets else all_cases(plan):
         compare_methods(case, plan, device, report)
         _show(report.markdown(METHODS, str(case)))
@@ -285,17 +284,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

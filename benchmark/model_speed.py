@@ -13,6 +13,7 @@ memory at any crop and batch within seconds. A model that looks at values, as Ma
 """
 
 import contextlib
+import csv
 import importlib
 import importlib.util
 import statistics
@@ -24,18 +25,20 @@ from typing import Any
 import torch
 from fvcore.nn import FlopCountAnalysis
 from speed.follow import Footprint, LooksAtValuesError, follow, operators
-from speed.meter import measure, median_ratio, peak_bytes
+from speed.meter import measure, median_ratio, peak_bytes, processor
 from tabulate import tabulate
 from torch import nn
 
 import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.cli import Parser, parse_with_overrides, run
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import atomic_open
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.modeling.check import check_model_config
+from hicl_d2.modeling.memory_format import set_memory_format
 from hicl_d2.modeling.settings import base_architecture, blank_size
 from hicl_d2.run.setup import PRECISIONS
 
@@ -50,6 +53,17 @@ HEADERS = (
     "to plain",
     "peak MB / step",
     "operators / step",
+)
+COLUMNS = (
+    "model",
+    "parameters",
+    "gflop_per_image",
+    "ms_per_step",
+    "step_to_plain",
+    "ms_per_image",
+    "image_to_plain",
+    "peak_mb",
+    "operators",
 )
 FOOTPRINT_HEADERS = (
     "model",
@@ -78,6 +92,7 @@ def main() -> int:
     parser.add_argument(
         "--without-data", action="store_true", help="compute nothing: operators and memory of a step alone"
     )
+    parser.add_argument("--output", type=Path, help="CSV file to write")
     args = parse_with_overrides(parser)
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
@@ -91,14 +106,30 @@ def main() -> int:
     if args.without_data:
         report_footprints(configs, args.batch)
         return 0
-    same = True
+    same, rows = True, []
     for file, cfg in configs.items():
-        same &= report(file, cfg, args.batch, args.rounds)
+        agrees, found = report(file, cfg, args.batch, args.rounds)
+        same &= agrees
+        rows += found
+        if args.output:  # after each model: the next may be stopped
+            write_csv(args.output, rows)
     return 0 if same else 1
 
 
-def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
-    """Print the table of one config; return whether predictions with and without the branch are the same bits."""
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of all tables to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(path) as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> tuple[bool, list[dict[str, Any]]]:
+    """Print the table of one config.
+
+    Return whether predictions with and without the branch are the same bits, and the rows as a CSV file has them.
+    """
     device = torch.device(cfg.MODEL.DEVICE)
     models = build_models(cfg)
     batch = make_batch(cfg, batch_size)
@@ -132,7 +163,13 @@ def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> bool:
         f"predictions with and without the branch: {'the same bits' if same else 'DIFFERENT'}",
     ]
     sys.stdout.write("\n".join(lines) + "\n\n")
-    return same
+    where = {
+        "config": Path(name).stem,
+        "batch": f"{batch_size} x {height} x {width}",
+        "precision": str(shown),
+    }
+    where |= {"device": processor(device), "torch": torch.__version__, "runtime": RUNTIME}
+    return same, [where | dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
 def report_footprints(configs: dict[str, CfgNode], batch_size: int) -> None:
@@ -203,7 +240,7 @@ def build_models(cfg: CfgNode) -> dict[str, nn.Module]:
     models = {}
     for row, each in ((PLAIN, plain), (BRANCH, branch)):
         torch.manual_seed(0)
-        models[row] = build_model(each)
+        models[row] = set_memory_format(each, build_model(each))
     if not USES_DETECTRON2 and importlib.util.find_spec("detectron2") is not None:
         theirs = detectron2_model(plain)
         if theirs is not None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -13,10 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speed.cases import Step
 
-__all__ = ["gigaflops", "keep_freed_memory", "measure", "median_ratio", "peak_bytes"]
+__all__ = ["gigaflops", "keep_freed_memory", "measure", "median_ratio", "peak_bytes", "processor"]
 
 # How glibc is told to keep what is freed instead of giving it back to the system.
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def processor(device: torch.device) -> str:
+    """Return the name of the processor or the graphics card that ``device`` is."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> None:
