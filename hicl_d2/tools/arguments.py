@@ -1,22 +1,27 @@
-"""The command line of train_net.py. It is read before anything heavy is imported."""
+"""The command lines of the tools that work with one config. They are read before anything heavy is imported."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 
-from hicl_d2.command.cli import Parser, parse_with_overrides, whole
+from hicl_d2.command.cli import Parser, parse_with_overrides, share, whole
+
+Words = Sequence[str] | None  # None: those of sys.argv
+
+CONFIG_HELP = "config file, or the name of one of the project's: camvid/deeplab_v3_plus_R_18_cpu.yaml"
 
 
-def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
+def train_arguments(arguments: Words = None, prog: str = "train_net.py") -> Namespace:
     """Read the command line of train_net.py: Detectron2's flags, before or after the overrides (``opts``)."""
     parser = Parser(
-        prog="train_net.py",
+        prog=prog,
         usage="%(prog)s --config-file FILE [options] [KEY VALUE ...]",
         description="Train and evaluate the model of a config file. KEY VALUE pairs override the file.",
         epilog="All output is below OUTPUT_DIR: result.json, pictures, checkpoints, metrics.json, log.txt.",
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("--config-file", metavar="FILE", help="config file (configs/...)")
+    flag("--config-file", metavar="FILE", help=CONFIG_HELP)
     flag(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
     )
@@ -68,6 +73,81 @@ def train_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     if not args.config_file and not args.check_each:
         parser.error("the following arguments are required: --config-file")
     return args
+
+
+def predict_arguments(arguments: Words = None, prog: str = "predict.py") -> Namespace:
+    """Read the command line of predict.py."""
+    parser = _parser(
+        prog,
+        "Write overlays, label maps (indices with the classes' colours) and a legend for images. An image that "
+        "cannot be read or predicted is passed over and listed at the end; the exit status is then 1.",
+    )
+    flag = parser.add_argument
+    flag("--config-file", required=True, metavar="FILE", help=CONFIG_HELP)
+    flag("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
+    flag("--input", required=True, nargs="+", metavar="PATH", help="files, folders or quoted patterns")
+    flag("--output", required=True, metavar="DIR", help="a folder of its own, not an input's and not above one")
+    flag(
+        "--strength",
+        type=share,
+        default=0.55,
+        help="share of the class colour in overlays, 0 to 1 [%(default)s]",
+    )
+    return parse_with_overrides(parser, arguments)
+
+
+def check_arguments(arguments: Words = None, prog: str = "check_dataset.py") -> Namespace:
+    """Read the command line of check_dataset.py."""
+    parser = _parser(
+        prog,
+        "Open every file of data sets: counts, sizes, labels, class shares, how many windows of each "
+        "size survive each purity, images that occur twice. Exit status 1 where training would go wrong.",
+    )
+    flag = parser.add_argument
+    flag("--config-file", metavar="FILE", help="check the data sets that a config trains and tests on")
+    flag("--dataset", action="append", default=[], metavar="NAME", help="or these (repeatable)")
+    flag("--output", default="output/audit", metavar="DIR", help="for audit.json and pictures [%(default)s]")
+    flag(
+        "--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
+    )
+    flag("--windows", type=whole(1), nargs="+", metavar="N", help="window sizes [MODEL.HICL.WINDOWS]")
+    flag(
+        "--stride",
+        type=whole(1),
+        default=4,
+        metavar="N",
+        help="pixels per cell of the feature map [%(default)s]",
+    )
+    flag("--pictures", type=whole(0), default=12, metavar="N", help="images on a sheet [%(default)s]")
+    return parse_with_overrides(parser, arguments)
+
+
+def inspect_arguments(arguments: Words = None, prog: str = "inspect_components.py") -> Namespace:
+    """Read the command line of inspect_components.py."""
+    parser = _parser(
+        prog,
+        "Draw, for labelled images, the windows of every level (kept in the colour of their class, or why they "
+        "were pruned) and the principal directions of the embedding of pixels and components.",
+    )
+    flag = parser.add_argument
+    flag("--config-file", required=True, metavar="FILE", help="config with a Hi-CL branch")
+    flag("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
+    flag("--dataset", default="", metavar="NAME", help="[first of DATASETS.TEST]")
+    flag("--image", nargs="+", default=[], metavar="NAME", help="these images of it")
+    flag(
+        "--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
+    )
+    flag("--output", required=True, metavar="DIR")
+    return parse_with_overrides(parser, arguments)
+
+
+def _parser(prog: str, description: str) -> Parser:
+    return Parser(
+        allow_abbrev=False,
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        prog=prog,
+        description=description,
+    )
 
 
 def _count(text: str) -> int:
