@@ -8,11 +8,39 @@ from hicl_d2.command.cli import Parser, parse_with_overrides, share, whole
 
 Words = Sequence[str] | None  # None: those of sys.argv
 
+FORMATS = ("onnx", "torchscript", "torch_export")
 CONFIG_HELP = "config file, or the name of one of the project's: camvid/deeplab_v3_plus_R_18_cpu.yaml"
 
 
 def train_arguments(arguments: Words = None, prog: str = "train_net.py") -> Namespace:
     """Read the command line of train_net.py: Detectron2's flags, before or after the overrides (``opts``)."""
+    parser = _train_parser(prog)
+    args = parse_with_overrides(parser, arguments)
+    if not args.config_file and not args.check_each:
+        parser.error("the following arguments are required: --config-file")
+    return args
+
+
+def evaluate_arguments(arguments: Words = None, prog: str = "hicl evaluate") -> Namespace:
+    """Read the command line of ``hicl evaluate``; what it returns is that of train_net.py --eval-only."""
+    parser = _parser(
+        prog,
+        "Evaluate weights on the test data sets of a config file. KEY VALUE pairs override the file. The result is "
+        "OUTPUT_DIR/evaluation.json, with pictures beside it.",
+    )
+    flag = parser.add_argument
+    flag("--config-file", required=True, metavar="FILE", help=CONFIG_HELP)
+    flag("--weights", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
+    flag("--last", action="store_true", help="or the last checkpoint in OUTPUT_DIR")
+    flag("--num-gpus", type=whole(0), default=1, metavar="N", help="processes on this machine")
+    args = parse_with_overrides(parser, arguments)
+    words = ["--config-file", args.config_file, "--eval-only", "--num-gpus", str(args.num_gpus)]
+    words += ["--resume"] if args.last else []
+    weights = [] if args.weights is None else ["MODEL.WEIGHTS", args.weights]
+    return train_arguments([*words, *args.opts, *weights], prog)
+
+
+def _train_parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         usage="%(prog)s --config-file FILE [options] [KEY VALUE ...]",
@@ -69,10 +97,7 @@ def train_arguments(arguments: Words = None, prog: str = "train_net.py") -> Name
         metavar="URL",
         help="where processes meet: tcp://HOST:PORT; auto: a free port",
     )
-    args = parse_with_overrides(parser, arguments)
-    if not args.config_file and not args.check_each:
-        parser.error("the following arguments are required: --config-file")
-    return args
+    return parser
 
 
 def predict_arguments(arguments: Words = None, prog: str = "predict.py") -> Namespace:
@@ -138,6 +163,33 @@ def inspect_arguments(arguments: Words = None, prog: str = "inspect_components.p
         "--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
     )
     flag("--output", required=True, metavar="DIR")
+    return parse_with_overrides(parser, arguments)
+
+
+def export_arguments(arguments: Words = None, prog: str = "hicl export") -> Namespace:
+    """Read the command line of ``hicl export``; either ``format`` or ``to`` is set."""
+    parser = _parser(
+        prog,
+        "Write the plain model, without the branch, for a runtime that does not know this project. The model takes images "
+        "(1, 3, height, width) with values 0 to 255, normalises them itself and gives scores (1, classes, height, width). "
+        "What else a user of the file must know is in its metadata.",
+    )
+    flag = parser.add_argument
+    flag("--config-file", required=True, metavar="FILE", help=CONFIG_HELP)
+    flag("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--format", choices=FORMATS, help="a file that runs elsewhere")
+    what.add_argument(
+        "--to", choices=("detectron2",), help="a folder with checkpoint and config for Detectron2's own scripts"
+    )
+    flag("--output", required=True, metavar="PATH", help="the file, or the folder of --to")
+    flag(
+        "--size",
+        type=whole(1),
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images, in pixels; the file takes no other [INPUT.MIN_SIZE_TEST, square]",
+    )
     return parse_with_overrides(parser, arguments)
 
 

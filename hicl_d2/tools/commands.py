@@ -11,6 +11,8 @@ from hicl_d2.command.console import console
 from hicl_d2.tools.arguments import (
     Words,
     check_arguments,
+    evaluate_arguments,
+    export_arguments,
     inspect_arguments,
     predict_arguments,
     train_arguments,
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 
 def train(arguments: Words = None, prog: str = "train_net.py") -> int | None:
     """Train and evaluate the model of a config, or only check or show something of it."""
-    args = train_arguments(arguments, prog)
+    return _train(train_arguments(arguments, prog))
+
+
+def evaluate(arguments: Words = None, prog: str = "hicl evaluate") -> int | None:
+    """Evaluate the weights of a config: the command line of :func:`train` with --eval-only, and --weights."""
+    return _train(evaluate_arguments(arguments, prog))
+
+
+def _train(args: Namespace) -> int | None:
     if args.check_each:
         from hicl_d2.tools import start
 
@@ -71,6 +81,36 @@ def inspect(arguments: Words = None, prog: str = "inspect_components.py") -> Non
     from hicl_d2.tools import inspect
 
     inspect.main(args)
+
+
+def matrix(arguments: Words = None, prog: str = "hicl matrix") -> int:
+    """Plan, run and compare the cells of a matrix."""
+    from hicl_d2.harness.command import main
+
+    return main(arguments, prog)
+
+
+def prepare(arguments: Words = None, prog: str = "hicl prepare") -> None:
+    """Convert the official download of a data set."""
+    from hicl_d2.data.prepare.__main__ import main
+
+    main(arguments, prog)
+
+
+def configs(arguments: Words = None, prog: str = "hicl configs") -> None:
+    """List, show or copy the configs and matrices of the project."""
+    from hicl_d2.tools import configs
+
+    configs.main(configs.configs_arguments(arguments, prog))
+
+
+def export(arguments: Words = None, prog: str = "hicl export") -> None:
+    """Write the plain model for another runtime."""
+    args = export_arguments(arguments, prog)
+    _read_config(args)
+    from hicl_d2.tools import export
+
+    export.main(args)
 
 
 def _read_config(args: Namespace) -> "CfgNode":
