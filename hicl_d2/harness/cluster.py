@@ -11,7 +11,6 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.console import Console, duration

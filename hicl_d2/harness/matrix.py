@@ -189,7 +189,9 @@ class _Builder:
                 f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
             ) from None
         if name not in self._paths:
-            is_ours = self._path.absolute().is_relative_to(ROOT)  # its configs are ours, whatever lies in the current folder
+            is_ours = self._path.absolute().is_relative_to(
+                ROOT
+            )  # its configs are ours, whatever lies in the current folder
             places = () if is_ours else (self._path.parent, Path())
             self._paths[name] = (locate(name, folders=places) or ROOT / name).absolute()
         return self._paths[name]

@@ -111,7 +111,9 @@ def predict_arguments(arguments: Words = None, prog: str = "predict.py") -> Name
     flag("--config-file", required=True, metavar="FILE", help=CONFIG_HELP)
     flag("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
     flag("--input", required=True, nargs="+", metavar="PATH", help="files, folders or quoted patterns")
-    flag("--output", required=True, metavar="DIR", help="a folder of its own, not an input's and not above one")
+    flag(
+        "--output", required=True, metavar="DIR", help="a folder of its own, not an input's and not above one"
+    )
     flag(
         "--strength",
         type=share,
@@ -132,9 +134,7 @@ def check_arguments(arguments: Words = None, prog: str = "check_dataset.py") -> 
     flag("--config-file", metavar="FILE", help="check the data sets that a config trains and tests on")
     flag("--dataset", action="append", default=[], metavar="NAME", help="or these (repeatable)")
     flag("--output", default="output/audit", metavar="DIR", help="for audit.json and pictures [%(default)s]")
-    flag(
-        "--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
-    )
+    flag("--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]")
     flag("--windows", type=whole(1), nargs="+", metavar="N", help="window sizes [MODEL.HICL.WINDOWS]")
     flag(
         "--stride",
@@ -159,9 +159,7 @@ def inspect_arguments(arguments: Words = None, prog: str = "inspect_components.p
     flag("--weights", default="", metavar="FILE", help="checkpoint [MODEL.WEIGHTS]")
     flag("--dataset", default="", metavar="NAME", help="[first of DATASETS.TEST]")
     flag("--image", nargs="+", default=[], metavar="NAME", help="these images of it")
-    flag(
-        "--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]"
-    )
+    flag("--count", type=whole(1), default=4, metavar="N", help="or so many, evenly spaced [%(default)s]")
     flag("--output", required=True, metavar="DIR")
     return parse_with_overrides(parser, arguments)
 
@@ -180,7 +178,9 @@ def export_arguments(arguments: Words = None, prog: str = "hicl export") -> Name
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--format", choices=FORMATS, help="a file that runs elsewhere")
     what.add_argument(
-        "--to", choices=("detectron2",), help="a folder with checkpoint and config for Detectron2's own scripts"
+        "--to",
+        choices=("detectron2",),
+        help="a folder with checkpoint and config for Detectron2's own scripts",
     )
     flag("--output", required=True, metavar="PATH", help="the file, or the folder of --to")
     flag(

@@ -27,7 +27,9 @@ def configs_arguments(arguments: Sequence[str] | None, prog: str) -> Namespace:
         "name or a pattern lists what it matches.",
         epilog="A copy names its base as the project does, so it may lie anywhere.",
     )
-    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="camvid, '*_hicl.yaml', matrices/smoke.yaml")
+    parser.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="camvid, '*_hicl.yaml', matrices/smoke.yaml"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="copy the file NAME here, to start from")
     return parser.parse_args(arguments)
 

@@ -48,7 +48,9 @@ def main(args: Namespace) -> None:
         console.show(f"for Detectron2: {write(cfg, model, output)}")
         return
     if not gives_semantics(cfg):
-        raise InputError(f"{base_architecture(cfg)} predicts instances; only models of semantic scores are exported")
+        raise InputError(
+            f"{base_architecture(cfg)} predicts instances; only models of semantic scores are exported"
+        )
     from hicl_d2.tools.formats import FORMATS
 
     height, width = args.size or _test_size(cfg)
@@ -71,7 +73,8 @@ def main(args: Namespace) -> None:
         difference = _difference(run(example), expected)
         if difference > TOLERANCE:
             raise InputError(
-                f"the exported {args.format} differs from the model by {difference:.1e} of its largest score; nothing was written"
+                f"the exported {args.format} differs from the model by {difference:.1e} of its largest score; nothing is "
+                "written"
             )
     console.show(
         f"{args.format}: {output}, images of {height} x {width} pixels (no other size), {content['channel_order']}, 0 to 255; "
@@ -91,7 +94,10 @@ def metadata(cfg: CfgNode, divisor: int, size: tuple[int, int]) -> dict[str, Any
         "mean": list(cfg.MODEL.PIXEL_MEAN),
         "std": list(cfg.MODEL.PIXEL_STD),
         "size_divisibility": divisor,
-        "test_size": {"shorter_side": cfg.INPUT.MIN_SIZE_TEST, "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST},
+        "test_size": {
+            "shorter_side": cfg.INPUT.MIN_SIZE_TEST,
+            "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST,
+        },
         "prediction": "the class of a pixel is the index of its largest score",
         "classes": classes,
         "colours": [list(colour) for colour in colours],

@@ -40,9 +40,7 @@ def write_onnx(model: nn.Module, example: Tensor, file: Path, metadata: dict[str
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-def write_torchscript(
-    model: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]
-) -> Run:
+def write_torchscript(model: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]) -> Run:
     """Write a traced TorchScript file."""
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(model, (example,), check_trace=False)
@@ -51,9 +49,7 @@ def write_torchscript(
     return _without_gradients(loaded)
 
 
-def write_torch_export(
-    model: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]
-) -> Run:
+def write_torch_export(model: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]) -> Run:
     """Write a program of torch.export, which torch alone loads: ``torch.export.load(file).module()(image)``."""
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (example,))

@@ -52,7 +52,7 @@ def _their_config(cfg: CfgNode) -> CfgNode:
     _copy_values(plain, cfg)
     plain.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     ours, theirs, depths = SAME_BACKBONE
-    if plain.MODEL.BACKBONE.NAME == ours and cfg.MODEL.RESNETS.DEPTH in depths:
+    if ours == plain.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH in depths:
         plain.MODEL.BACKBONE.NAME = theirs
     for key, names in KNOWN.items():
         section, _, last = key.rpartition(".")

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-if (CHECKOUT / "hicl_d2" / "__init__.py").is_file():  # the package of this checkout, be another installed or not
+if (
+    CHECKOUT / "hicl_d2" / "__init__.py"
+).is_file():  # the package of this checkout, be another installed or not
     sys.path.insert(0, str(CHECKOUT))
 
 from hicl_d2.command.cli import run
