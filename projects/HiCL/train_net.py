@@ -4,11 +4,10 @@
 import sys
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 if (
-    CHECKOUT / "hicl_d2" / "__init__.py"
-).is_file():  # the package of this checkout, be another installed or not
-    sys.path.insert(0, str(CHECKOUT))
+    Path(__file__).resolve().parents[2] / "hicl_d2"
+).is_dir():  # the package of this checkout, be another installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hicl_d2.command.cli import run
 from hicl_d2.tools.commands import train as main
