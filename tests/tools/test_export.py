@@ -31,25 +31,21 @@ FPN = """
 MODEL:
   META_ARCHITECTURE: SemanticSegmentor
   BACKBONE: {NAME: build_resnet_fpn_backbone}
-  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 16, OUT_FEATURES: [res2, res3, res4, res5], NORM: BN}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5], NORM: BN}
   FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
   SEM_SEG_HEAD: {NUM_CLASSES: 5, CONVS_DIM: 8, NORM: GN}
   DEVICE: cpu
 INPUT: {FORMAT: BGR, MIN_SIZE_TEST: 64}
 """
-TRANSFORMERS = """
-depths: [1, 1, 1, 1]
-hidden_sizes: [8, 8, 16, 16]
-num_attention_heads: [1, 1, 2, 2]
-decoder_hidden_size: 8
-"""
+SETTINGS = {
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 8, 16, 16],
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 8,
+}
 SEGFORMER = [
-    "MODEL.WEIGHTS",
-    "",
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.TRANSFORMERS.SETTINGS",
-    str(yaml.safe_load(TRANSFORMERS)),
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    *(word for key, value in SETTINGS.items() for word in (f"MODEL.TRANSFORMERS.SETTINGS.{key}", str(value))),
 ]
 
 
@@ -186,7 +182,7 @@ def load_parts_classes() -> list[str]:
         (["--format", "onnx", "--to", "detectron2", "--output", "a"], "not allowed with"),
         (["--format", "onnx", "--output", "a"], "give weights"),
         (["--format", "onnx", "--output", "a", "--weights", "absent.pth"], "absent.pth does not exist"),
-        (["--format", "onnx", "--output", "/proc/a/b"], "--output"),
+        (["--format", "onnx", "--output", "file/b"], "--output file cannot be made"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(
@@ -197,6 +193,7 @@ def test_what_cannot_be_written_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert status("hicl export", lambda: commands.export(["--config-file", PARTS, *words])) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
