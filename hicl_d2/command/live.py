@@ -67,11 +67,10 @@ class _Buffer(io.StringIO):
 
 
 def bar(share: float, width: int, stream: IO[str] | None = None) -> str:
-    """Return a bar of ``width`` characters that is full at ``share`` 1, in blocks, or in # where ``stream`` has none."""
+    """Return a bar of ``width`` characters that is full at ``share`` 1; in # where ``stream`` has no blocks."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
     share = min(max(share, 0.0), 1.0)
     if not encoding.lower().startswith("utf"):
-        return ("#" * round(share * width)).ljust(width)
-    eighths = round(share * width * 8)
-    whole, rest = divmod(eighths, 8)
-    return (BLOCKS[-1] * whole + (BLOCKS[rest] if rest else "")).ljust(width)
+        return ("#" * round(share * width)).ljust(width, ".")
+    whole, rest = divmod(round(share * width * 8), 8)
+    return (BLOCKS[-1] * whole + (BLOCKS[rest] if rest else "")).ljust(width, "·")

@@ -67,11 +67,11 @@ def test_the_filled_part_grows_with_the_work(
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     "".join(lines(WORK, 79, "ascii")).replace("\N{NO-BREAK SPACE}", " ").encode("ascii")
-    assert bar(0.5, 10, Stream("latin-1")) == "#####     "
+    assert bar(0.5, 10, Stream("latin-1")) == "#####....."
 
 
 @pytest.mark.parametrize(
-    ("share", "shown"), [(0, " " * 4), (1, "████"), (0.5, "██  "), (0.28, "█▏  "), (7, "████")]
+    ("share", "shown"), [(0, "····"), (1, "████"), (0.5, "██··"), (0.28, "█▏··"), (7, "████")]
 )
 def test_a_bar_is_drawn_in_eighths(share: float, shown: str) -> None:
     assert bar(share, 4, Stream()) == shown
