@@ -10,12 +10,12 @@ DEMO_ARGS ?=
 FAULT_ARGS ?=
 LOAD_ARGS ?=
 
-.PHONY: help demo test test-slow faults load check format tables conformance clean
+.PHONY: help demo test test-slow package faults load check format tables conformance clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): constraints.txt setup.cfg pyproject.toml
+$(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
@@ -30,6 +30,9 @@ test: $(STAMP)  ## run the tests
 
 test-slow: $(STAMP)  ## run the slow tests too
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+package: $(STAMP)  ## build the wheel, install it without the checkout and use it (two minutes)
+	@$(TEST_ENV) $(BIN)/python -m pytest tests/package
 
 faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (half an hour)
 	@$(BIN)/python -m tests.robustness.fault_report $(FAULT_ARGS)
@@ -57,4 +60,4 @@ conformance:  ## compare with the real Detectron2 in the environment of PYTHON
 	@$(PYTHON) -m pytest tests/conformance
 
 clean:  ## remove outputs and caches, keep the environment
-	rm -rf output .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf output dist .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

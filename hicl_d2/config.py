@@ -202,6 +202,8 @@ def _add_branch_keys(cfg: CfgNode) -> None:
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` chain, apply ``KEY VALUE`` overrides, and freeze the result.
 
+    ``file`` is a path or the name of a config of the project: ``camvid/deeplab_v3_plus_R_18_cpu.yaml``.
+
     Raises InputError, in one line with file, line and key, for a file that is missing or malformed, a tag that would run
     code, a key that does not exist (the nearest one named) and a value of the wrong type.
     """
@@ -217,7 +219,7 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
             f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
             "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
         )
-    documents = read_chain(Path(file))
+    documents = read_chain(file)
     cfg = get_hicl_cfg()
     _import_extensions(cfg, documents, list(opts))
     for document in documents:

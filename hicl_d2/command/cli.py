@@ -13,6 +13,7 @@ from typing import NoReturn
 from hicl_d2.command import interrupts
 from hicl_d2.command.console import console, write_error
 from hicl_d2.command.errors import InputError, nearest, one_line
+from hicl_d2.command.extras import explain_missing
 
 # Set to have the traceback of an input error too.
 TRACEBACK = "HICL_TRACEBACK"
@@ -129,7 +130,7 @@ def explain(error: BaseException) -> str | None:
         "this needs Detectron2" in str(error) or "HICL_RUNTIME" in str(error)
     ):
         return one_line(error)
-    return None
+    return explain_missing(error)
 
 
 def _lost_a_worker(error: BaseException) -> bool:

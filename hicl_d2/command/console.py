@@ -1,4 +1,4 @@
-"""What a command says on the console: one moving line on a terminal, a plain line now and then elsewhere."""
+"""What a command says on the console: a bar or a moving line on a terminal, a plain line now and then elsewhere."""
 
 import contextlib
 import shutil
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+
+from hicl_d2.command.live import Work, can_draw, draw
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REDRAWS = 0.1
@@ -22,14 +24,23 @@ class Console:
     def __init__(self) -> None:
         self._is_silent = False
         self._last = float("-inf")
-        self._is_open = False  # whether the cursor stands behind a moving line
+        self._open = 0  # moving lines that the cursor stands at the end of
 
     def silence(self, is_silent: bool = True) -> None:
         """Show nothing from here on (False: show again)."""
         self._is_silent = is_silent
 
-    def progress(self, text: str | Callable[[], str], *, is_last: bool = False) -> None:
-        """Show how far the work is; most calls show nothing and do not call ``text``, the last one always shows."""
+    def progress(
+        self,
+        text: str | Callable[[], str],
+        *,
+        is_last: bool = False,
+        work: Callable[[], Work] | None = None,
+    ) -> None:
+        """Show how far the work is; most calls show nothing and do not call ``text``, the last one always shows.
+
+        On a terminal the bar of ``work`` stands in the place of ``text``.
+        """
         if self._is_silent:
             return
         on_terminal = sys.stderr.isatty()
@@ -38,13 +49,13 @@ class Console:
         if not is_last and now - self._last < period:
             return
         self._last = now
-        line = text if isinstance(text, str) else text()
-        if on_terminal:
-            width = shutil.get_terminal_size().columns - 1
-            write_error(f"{ERASE_LINE}{line[:width]}")
-            self._is_open = True
+        width = shutil.get_terminal_size().columns - 1
+        if work is not None and can_draw(sys.stderr):
+            self._redraw(draw(work(), width, sys.stderr))
+        elif on_terminal:
+            self._redraw([_line(text)[:width]])
         else:
-            write_error(f"{line}\n")
+            write_error(f"{_line(text)}\n")
         if is_last:
             self.close()
 
@@ -69,17 +80,29 @@ class Console:
 
     def close(self) -> None:
         """End the moving line where it is, so that what follows has a line of its own."""
-        if self._is_open:
+        if self._open:
             write_error("\n")
-            self._is_open = False
+            self._open = 0
+
+    def _redraw(self, lines: list[str]) -> None:
+        write_error(self._erasing() or ERASE_LINE)
+        write_error("\n".join(lines))
+        self._open = len(lines)
 
     def _erase(self) -> None:
-        if self._is_open:
-            write_error(ERASE_LINE)
-            self._is_open = False
+        write_error(self._erasing())
+        self._open = 0
+
+    def _erasing(self) -> str:
+        """Return what takes the moving lines away: one as it stands, more from the first on."""
+        return "" if not self._open else ERASE_LINE if self._open == 1 else f"\r\033[{self._open - 1}A\033[J"
 
 
 console = Console()
+
+
+def _line(text: str | Callable[[], str]) -> str:
+    return text if isinstance(text, str) else text()
 
 
 def write_error(text: str) -> None:
@@ -98,7 +121,11 @@ def counter(what: str, total: int) -> Callable[[], None]:
         nonlocal done
         done += 1
         left = (time.monotonic() - start) / done * (total - done)
-        console.progress(lambda: f"{what} {done}/{total}  ETA {duration(left)}", is_last=done == total)
+        console.progress(
+            lambda: f"{what} {done}/{total}  ETA {duration(left)}",
+            is_last=done == total,
+            work=lambda: Work(what, done, total, duration(left)),
+        )
 
     return count
 

@@ -14,6 +14,7 @@ import yaml
 
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.expression import list_of_range
+from hicl_d2.command.shipped import CONFIG, find, locate
 
 BASE_KEY = "_BASE_"
 # A document's nodes with its aliases written out, and how deep they may be nested.
@@ -85,7 +86,7 @@ class _TextKeyLoader(_Loader):
         return yaml.ScalarNode(f"{YAML_TAG}str", key.value, key.start_mark) if is_scalar else key
 
 
-def read_yaml(path: Path, kind: str = "config file", *, text_keys: bool = False) -> Document:
+def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Document:
     """Read the mapping in a YAML file (an empty file holds none); ``kind`` is what the user calls the file.
 
     With ``text_keys`` a key is the text that is written, also where YAML makes a number or a boolean of it.
@@ -121,16 +122,18 @@ def read_yaml(path: Path, kind: str = "config file", *, text_keys: bool = False)
     return Document(path, content, tuple(keys))
 
 
-def read_chain(path: Path, kind: str = "config file") -> list[Document]:
-    """Return the documents of ``path`` and of the files it is based on, the last base first, without their ``_BASE_``.
+def read_chain(name: str | Path) -> list[Document]:
+    """Return the documents of a config file and of those it is based on, the last base first, without their ``_BASE_``.
 
-    Raises InputError as :func:`read_yaml` does, and for a chain that leads back to itself.
+    ``name`` is a path or the name of a config of the project (:func:`hicl_d2.command.shipped.find`); so is a ``_BASE_``, which
+    is looked for beside its file first. Raises InputError as :func:`read_yaml` does, and for a chain that leads back to itself.
     """
     chain: list[Document] = []
     seen: set[Path] = set()
+    path = find(name)
     while True:
         seen.add(path.resolve())
-        document = read_yaml(path, kind)
+        document = read_yaml(path)
         base = document.content.pop(BASE_KEY, None)
         chain.append(document)
         if base is None:
@@ -139,7 +142,7 @@ def read_chain(path: Path, kind: str = "config file") -> list[Document]:
             raise InputError(
                 f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one config file, not {base!r}"
             )
-        path = path.parent / Path(base).expanduser()
+        path = locate(base, folders=(path.parent,)) or path.parent / Path(base).expanduser()
         if path.resolve() in seen:
             raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,18 @@ from typing import Any
 from hicl_d2.command import interrupts
 from hicl_d2.command.console import console, duration
 from hicl_d2.command.files import atomic_open
+from hicl_d2.command.live import Work
 from hicl_d2.d2.engine import HookBase
 from hicl_d2.d2.utils import EventWriter, comm, get_event_storage
 from hicl_d2.engine.checkpoint import FINAL, Checkpoints
+from hicl_d2.engine.memory import peak_memory_mb
 from hicl_d2.evaluation.metrics import finite
 
 logger = logging.getLogger(__name__)
 
 WRITE_PERIOD = 20  # iterations; Detectron2's, and the window over which its writers take medians
+# Losses that are shown have this name; those of Mask2Former's inner layers, which end in their number, do not.
+LOSS = re.compile(r"(?!.*_\d+$)[^/]*loss[^/]*")
 # Scalars that tell how long something took in one process; they mean nothing in the next.
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
@@ -299,20 +304,47 @@ class BestCheckpoint(HookBase):
 
 
 class Progress(HookBase):
-    """Show iteration, loss, learning rate, speed and the time left on the console."""
+    """Show iteration, losses, learning rate, speed, memory and the time left on the console; the total loss elsewhere than
+    on a terminal.
+    """
+
+    def __init__(self, images: int, device: str) -> None:
+        """``images`` are those of an iteration, of all processes; ``device`` is where the model is."""
+        self._images = images
+        self._device = device
 
     def after_step(self) -> None:
-        trainer = self.trainer
-        done, total = trainer.iter + 1, trainer.max_iter
-        storage = trainer.storage
-        parts = [f"iteration {done}/{total}"]
+        done, total = self.trainer.iter + 1, self.trainer.max_iter
+        console.progress(self._line, is_last=done == total, work=self._work)
+
+    def _line(self) -> str:
+        trainer, storage = self.trainer, self.trainer.storage
+        parts = [f"iteration {trainer.iter + 1}/{trainer.max_iter}"]
         for name, shown in (("total_loss", "loss"), ("lr", "lr")):
             if name in storage.latest():
                 parts.append(f"{shown} {self._value(name):.4g}")
         if "time" in storage.latest():
             seconds = storage.history("time").median(100)
-            parts += [f"{1 / max(seconds, 1e-9):.2f} it/s", f"ETA {duration(seconds * (total - done))}"]
-        console.progress("  ".join(parts), is_last=done == total)
+            parts += [f"{1 / max(seconds, 1e-9):.2f} it/s", f"ETA {self._left(seconds)}"]
+        return "  ".join(parts)
+
+    def _work(self) -> Work:
+        trainer, storage = self.trainer, self.trainer.storage
+        names = [name for name in storage.latest() if LOSS.fullmatch(name)]
+        names.sort(key=lambda name: (name != "total_loss", name))
+        figures = [(name, f"{self._value(name):.4g}") for name in names]
+        left = ""
+        if "lr" in storage.latest():
+            figures.append(("lr", f"{self._value('lr'):.4g}"))
+        if "time" in storage.latest():
+            seconds = storage.history("time").median(100)
+            figures.append(("images/s", f"{self._images / max(seconds, 1e-9):.3g}"))
+            left = self._left(seconds)
+        figures.append(("memory", f"{peak_memory_mb(self._device) / 1024:.2f} GiB"))
+        return Work("iteration", trainer.iter + 1, trainer.max_iter, left, figures)
+
+    def _left(self, seconds: float) -> str:
+        return duration(seconds * (self.trainer.max_iter - self.trainer.iter - 1))
 
     def _value(self, name: str) -> float:
         history = self.trainer.storage.history(name)

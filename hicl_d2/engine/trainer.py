@@ -137,7 +137,7 @@ class Trainer(TrainerBase):
                 metric,
             ),
             IdleBranch() if main else None,
-            Progress() if main else None,
+            Progress(cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DEVICE) if main else None,
             hooks.PeriodicWriter(self._writers, period=WRITE_PERIOD) if main else None,
         ]
 

@@ -5,6 +5,6 @@ and reads the ``result.json`` that the script leaves. State is files; running ag
 files, console, signals and YAML are those of ``hicl_d2.command``.
 """
 
-from pathlib import Path
+from hicl_d2.command.shipped import HOME
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = HOME

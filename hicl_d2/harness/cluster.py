@@ -11,11 +11,11 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.console import Console, duration
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.shipped import HOME, IS_CHECKOUT
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell, Resources
 from hicl_d2.harness.failures import KILLED, Failure
@@ -117,8 +117,9 @@ class SlurmExecutor:
             raise InputError("--executor slurm needs submitit: pip install 'hicl-d2[slurm]'") from None
         executor = submitit.SlurmExecutor(self._output / LOG_FOLDER, max_num_timeout=MOST_REQUEUES)
         executor.update_parameters(**self._parameters(needs))
-        # The job imports this package, and the training the project.
-        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        # The job imports this package. An installed one it finds by itself: in front of Python's own modules, the folder
+        # of all packages could hide some of them.
+        paths = [str(HOME) if IS_CHECKOUT else "", os.environ.get("PYTHONPATH", "")]
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         try:

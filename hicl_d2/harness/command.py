@@ -19,19 +19,19 @@ EXPECTED_FILE = ROOT / "benchmark" / "expected.yaml"
 EXECUTORS = ("local", "slurm")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its status: 0, 1 if a cell failed, 2 for bad input, 130 after Ctrl-C."""
+def main(arguments: Sequence[str] | None = None, tool: str = TOOL) -> int:
+    """Run the command, called ``tool``, and return its status: 0, 1 if a cell failed, 2 for bad input, 130 after Ctrl-C."""
     signals = Signals()
     return status(
-        TOOL,
-        lambda: _run(arguments, signals),
+        tool,
+        lambda: _run(arguments, tool, signals),
         handling=signals.handled,
         stopped="stopped; the same command goes on from here",
     )
 
 
-def _run(arguments: Sequence[str] | None, signals: Signals) -> int:
-    options = _arguments(arguments)
+def _run(arguments: Sequence[str] | None, tool: str, signals: Signals) -> int:
+    options = _arguments(arguments, tool)
     try:
         return VERBS[options.verb](options, console, signals)
     except OSError as error:  # every path is the user's choice: none of these is a fault of the harness
@@ -41,9 +41,9 @@ def _run(arguments: Sequence[str] | None, signals: Signals) -> int:
         ) from None
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None, tool: str) -> argparse.Namespace:
     parser = Parser(
-        prog=TOOL,
+        prog=tool,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train the cells of a matrix file (data sets x models x methods x ablations x seeds) and compare\n"
@@ -53,7 +53,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     option = parser.add_argument
     option("verb", nargs="?", choices=list(VERBS), default="plan", help="what to do (default: plan)")
     option(
-        "--matrix", type=Path, default=MATRIX_FILE, metavar="FILE", help="matrix file (default: paper.yaml)"
+        "--matrix",
+        type=Path,
+        default=MATRIX_FILE,
+        metavar="FILE",
+        help="matrix file, or the name of one of the project's: smoke (default: paper)",
     )
     option(
         "--output", type=Path, metavar="DIR", help="where cells and tables are (default: output/<its name>)"

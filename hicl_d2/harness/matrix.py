@@ -9,6 +9,7 @@ from typing import Any
 
 from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.safe_yaml import read_yaml
+from hicl_d2.command.shipped import MATRIX, locate
 from hicl_d2.harness import ROOT
 from hicl_d2.harness.cells import AXES, Cell, Resources
 from hicl_d2.harness.configs import Configs
@@ -90,13 +91,13 @@ class Matrix:
 
 
 def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str] | None = None) -> Matrix:
-    """Read a matrix file.
+    """Read a matrix file. Its configs are paths from its own folder or from the current one, or names of the project's.
 
     ``shorten`` puts the file's ``shorten`` overrides on top of every cell; ``known_data`` are fingerprints
     noted before, for data sets that are not on this machine. Raises InputError, in one line, for anything
     that does not fit; cells that cannot run here have an ``obstacle``.
     """
-    content = read_yaml(path, "matrix file", text_keys=True).content
+    content = read_yaml(path, MATRIX, text_keys=True).content
     check_keys(content, KEYS, str(path))
     for key in ("name", "methods", "seeds"):
         if not content.get(key):
@@ -188,7 +189,11 @@ class _Builder:
                 f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
             ) from None
         if name not in self._paths:
-            self._paths[name] = ROOT / name
+            is_ours = self._path.absolute().is_relative_to(
+                ROOT
+            )  # its configs are ours, whatever lies in the current folder
+            places = () if is_ours else (self._path.parent, Path())
+            self._paths[name] = (locate(name, folders=places) or ROOT / name).absolute()
         return self._paths[name]
 
     def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:

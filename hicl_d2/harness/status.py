@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from hicl_d2.command.console import duration
+from hicl_d2.command.live import bar
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.folder import State
@@ -12,12 +13,15 @@ from hicl_d2.harness.progress import METRICS_FILE, read_progress
 from hicl_d2.harness.workspace import Workspace
 
 HEADINGS = ("cell", "state", "iteration", "ETA", "loss", "mIoU")
+ITERATION = HEADINGS.index("iteration")
+BAR_WIDTH = 20
 ALWAYS_SHOWN = (files.RUNNING, files.FAILED, files.STOPPED, files.QUEUED)
 MOST_ROWS = 60
 
 
-def describe(workspace: Workspace) -> str:
-    """Return a count of the states and a row per cell: its state, iteration, time left, last loss and mIoU.
+def describe(workspace: Workspace, *, bars: bool = False) -> str:
+    """Return a count of the states and a row per cell: its state, iteration, time left, last loss and mIoU, and a bar of
+    its iterations if asked for.
 
     Of a large matrix, only the cells that something has happened to have a row.
     """
@@ -31,10 +35,20 @@ def describe(workspace: Workspace) -> str:
     rows = [_row(cell, workspace.states[cell.slug], workspace.output) for cell in cells[:MOST_ROWS]]
     lines = [f"{workspace.matrix.name}: {len(workspace.cells)} cells, {summary}"]
     if rows:
-        lines += ["", tabulate(rows, HEADINGS, tablefmt="simple", disable_numparse=True)]
+        headings: tuple[str, ...] = HEADINGS
+        if bars:
+            headings = (*HEADINGS, "")
+            rows = [[*row, _bar(row[ITERATION])] for row in rows]
+        lines += ["", tabulate(rows, headings, tablefmt="simple", disable_numparse=True)]
     if len(cells) > MOST_ROWS:
         lines.append(f"and {len(cells) - MOST_ROWS} more; --only chooses")
     return "\n".join(lines)
+
+
+def _bar(iteration: str) -> str:
+    """Return a bar for "3/10"; none where it is not known how many there are."""
+    done, _, total = iteration.partition("/")
+    return bar(int(done) / int(total), BAR_WIDTH) if done.isdigit() and total.isdigit() and int(total) else ""
 
 
 def _row(cell: Cell, state: State, output: Path) -> list[str]:

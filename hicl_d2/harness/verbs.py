@@ -1,5 +1,6 @@
 """What run_matrix.py can do: a function per verb, which returns the exit status."""
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -166,7 +167,8 @@ def status_verb(options: Namespace, console: Console, signals: Signals) -> int:
     was_busy = False
     while True:
         workspace = _open(options)
-        console.screen(status.describe(workspace), is_moving=options.watch)
+        bars = options.watch and sys.stdout.isatty()
+        console.screen(status.describe(workspace, bars=bars), is_moving=options.watch)
         is_busy = bool(workspace.in_state(files.RUNNING, files.QUEUED))
         # Between two cells none is running: only a second look tells that it is over.
         if not options.watch or not (is_busy or was_busy):

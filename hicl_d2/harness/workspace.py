@@ -9,6 +9,7 @@ from typing import Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
+from hicl_d2.command.shipped import MATRIX, find
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.folder import State, states
@@ -57,10 +58,11 @@ class Workspace:
 
 
 def open_workspace(matrix_file: Path, output: Path | None, shorten: bool, only: Sequence[str]) -> Workspace:
-    """Read the matrix and the states of its cells; nothing is written.
+    """Read the matrix, given by path or name, and the states of its cells; nothing is written.
 
     Raises InputError for a folder of another matrix and a glob that chooses nothing.
     """
+    matrix_file = find(matrix_file, MATRIX)
     matrix = read_matrix(matrix_file, shorten)
     output = output if output is not None else Path("output") / matrix.name
     note = _read_note(output, matrix.name)

@@ -4,17 +4,24 @@ Until the output directory is known to be good nothing is written: what is logge
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from hicl_d2.command.console import console
 from hicl_d2.d2.utils import comm
 
 LOGGERS = ("hicl_d2", "detectron2", "fvcore", "py.warnings")
 FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Says records on the console, so that a bar or a moving line gives way to them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.say(self.format(record))
 
 
 class RunLog:
@@ -26,12 +33,12 @@ class RunLog:
         self._handlers: list[logging.Handler] = [self._memory]
         self._add(self._memory, LOGGERS)
         if comm.is_main_process():
-            console = logging.StreamHandler(sys.stderr)
-            console.setLevel(logging.WARNING)
-            console.addFilter(lambda record: not record.exc_info)  # a traceback is for the file
-            console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-            self._handlers.append(console)
-            self._add(console, ("hicl_d2",))
+            shown = _ConsoleHandler()
+            shown.setLevel(logging.WARNING)
+            shown.addFilter(lambda record: not record.exc_info)  # a traceback is for the file
+            shown.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+            self._handlers.append(shown)
+            self._add(shown, ("hicl_d2",))
 
     def open(self, output_dir: str | Path) -> None:
         """Write what was logged so far and all that follows to ``log.txt`` (rank 1: ``log.txt.rank1``)."""

@@ -1,25 +1,25 @@
 """``result.json``: what came out of a run, written once at its end, and shown as a table."""
 
 import math
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from hicl_d2.command.files import write_json
 from hicl_d2.command.git import git_state
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
+from hicl_d2.command.live import bar
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.engine.memory import peak_memory_mb
 from hicl_d2.evaluation.metrics import finite
 from hicl_d2.run import provenance
 from hicl_d2.run.manifest import config_hash
 
 MAIN_METRICS = ("mIoU", "mAcc", "fwIoU", "pACC")
 CLASS_PREFIX = "IoU-"
+BAR_WIDTH = 25
 # Below these Detectron2's evaluators report figures of instances.
 INSTANCE_TASKS = ("bbox/", "segm/", "keypoints/", "panoptic_seg/")
 
@@ -98,18 +98,13 @@ def class_iou(cfg: CfgNode, metrics: Mapping[str, float | None]) -> dict[str, fl
     }
 
 
-def peak_memory_mb(device: str) -> float:
-    """Return the largest amount of memory in use so far, in MiB: of the GPU, or of the process on the CPU."""
-    if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
-
-
-def table(cfg: CfgNode, metrics: Mapping[str, float | None]) -> str:
-    """Return the figures of the first test data set as text: a line per class, and the means."""
+def table(cfg: CfgNode, metrics: Mapping[str, float | None], *, bars: bool = False) -> str:
+    """Return the figures of the first test data set as text: a line per class, with a bar if asked for, and the means."""
     prefix = task(cfg)
-    rows = [(name, _percent(value)) for name, value in class_iou(cfg, metrics).items()]
+    classes = class_iou(cfg, metrics)
+    rows = [(name, _percent(value), *_bar(value, bars)) for name, value in classes.items()]
+    headers = ("class", "IoU", "0 to 100") if bars else ("class", "IoU")
+    style: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}
     means = [
         (name, _percent(metrics.get(prefix + name))) for name in MAIN_METRICS if prefix + name in metrics
     ]
@@ -121,11 +116,14 @@ def table(cfg: CfgNode, metrics: Mapping[str, float | None]) -> str:
         if name.startswith(tuple(place + each for each in INSTANCE_TASKS))
         and "-" not in name.rpartition("/")[2]
     ]
-    parts = (
-        [tabulate(rows, headers=("class", "IoU"), tablefmt="github", disable_numparse=True)] if rows else []
-    )
-    parts.append(tabulate(means, headers=("mean", "%"), tablefmt="github", disable_numparse=True))
+    parts = [tabulate(rows, headers=headers, **style)] if rows else []
+    parts.append(tabulate(means, headers=("mean", "%"), **style))
     return "\n\n".join(parts)
+
+
+def _bar(value: float | None, is_shown: bool) -> tuple[str, ...]:
+    is_known = value is not None and math.isfinite(value)
+    return (bar((value or 0.0) / 100 if is_known else 0.0, BAR_WIDTH),) if is_shown else ()
 
 
 def _percent(value: float | None) -> str:

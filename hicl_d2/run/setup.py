@@ -157,6 +157,14 @@ def resolve_device(cfg: CfgNode) -> str:
     return name
 
 
+def device_in_words(cfg: CfgNode, device: str) -> str:
+    """Return which device, of :func:`resolve_device`, a run of ``cfg`` uses, and why where it is the CPU."""
+    if device != "cpu":
+        return f"running on {device}: {torch.cuda.get_device_name(device)}"
+    is_asked = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    return f"running on the CPU: {'MODEL.DEVICE is cpu' if is_asked else 'no CUDA device'}"
+
+
 def resolve(cfg: CfgNode) -> CfgNode:
     """Return ``cfg`` with the device and the seed of this run filled in; seed this process, and make
     known in it what IMPORTS and DATASETS.CUSTOM name.

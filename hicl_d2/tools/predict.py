@@ -33,7 +33,7 @@ from hicl_d2.evaluation import for_testing, predicted_classes
 from hicl_d2.evaluation.inference import DECODED
 from hicl_d2.reading import IMAGE_SUFFIXES
 from hicl_d2.run.logs import run_log
-from hicl_d2.run.setup import resolve_device
+from hicl_d2.run.setup import device_in_words, resolve_device
 from hicl_d2.visualization.colours import Colour, overlay, palette
 from hicl_d2.visualization.legend import draw_legend
 
@@ -95,7 +95,8 @@ def load_model(config_file: str, weights: str, opts: Sequence[str], output: str)
 
     Raises InputError for a config, weights or device that cannot be used.
     """
-    cfg = load_config(config_file, opts).clone()
+    given = load_config(config_file, opts)
+    cfg = given.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = resolve_device(cfg)
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
@@ -108,6 +109,7 @@ def load_model(config_file: str, weights: str, opts: Sequence[str], output: str)
         raise InputError(f"weights file {cfg.MODEL.WEIGHTS} does not exist")
     model = Trainer.build_model(cfg)
     Checkpoints(model, output).load_weights(cfg.MODEL.WEIGHTS, whole=True)
+    console.say(device_in_words(given, cfg.MODEL.DEVICE))
     return cfg, model.eval()
 
 

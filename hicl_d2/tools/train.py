@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from hicl_d2.modeling.settings import gives_semantics
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
 from hicl_d2.run.manifest import changes_on_resume, config_hash, read_manifest, write_manifest
-from hicl_d2.run.setup import configure_torch, resolve, resolve_device
+from hicl_d2.run.setup import configure_torch, device_in_words, resolve, resolve_device
 from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
 
@@ -65,6 +66,7 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
             _describe_run(cfg, resolved, trainer)
+        console.say(device_in_words(cfg, resolved.MODEL.DEVICE))
         console.say(_headline(resolved, trainer))
         for change in changes:
             console.say(f"changed since the run began: {change}")
@@ -129,6 +131,7 @@ def _evaluate(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> 
     checkpoints.load_weights(weights, whole=True)
     _make_output(resolved)
     _open_log(cfg, resolved, args, log)
+    console.say(device_in_words(cfg, resolved.MODEL.DEVICE))
     results = Trainer.test(resolved, model)
     if not comm.is_main_process():
         return
@@ -184,7 +187,7 @@ def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
 
 def _report(cfg: CfgNode, metrics: dict[str, Any], path: Path, pictures: Path | None) -> None:
     if len(cfg.DATASETS.TEST):
-        console.show(f"\n{cfg.DATASETS.TEST[0]}\n\n{result.table(cfg, metrics)}\n")
+        console.show(f"\n{cfg.DATASETS.TEST[0]}\n\n{result.table(cfg, metrics, bars=sys.stdout.isatty())}\n")
     console.show(f"result: {path}")
     if pictures is not None:
         console.show(f"pictures: {pictures}")

@@ -1,6 +1,7 @@
 """The command line: ``python -m hicl_d2.data.prepare <dataset> --root DIR [--workers N] [--partial]``."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hicl_d2.command.cli import Parser, run, whole
@@ -11,10 +12,10 @@ from hicl_d2.data.prepare import PLANNERS, carry_out
 from hicl_d2.data.prepare.plan import check_complete, describe
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m hicl_d2.data.prepare") -> None:
     """Plan, check that the download is whole, convert, and show the histogram."""
     parser = Parser(
-        prog="python -m hicl_d2.data.prepare",
+        prog=prog,
         description="Turn the official download of a data set into the label maps that the loaders read.",
         epilog="Safe to stop and run again: every file is written whole, and what is there is kept.",
     )
@@ -30,7 +31,7 @@ def main() -> None:
         "--workers", type=whole(0), default=os.cpu_count() or 1, metavar="N", help="processes [%(default)s]"
     )
     parser.add_argument("--partial", action="store_true", help="go on with a download that lacks files")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     root = data_root() if args.root is None else args.root.expanduser()
     if not root.is_dir():
         raise InputError(

@@ -1,0 +1,77 @@
+"""``hicl export --to detectron2``: a checkpoint and a config for Detectron2's own scripts."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.files import atomic_open, write_text
+from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
+from hicl_d2.modeling.settings import base_architecture
+
+CHECKPOINT, CONFIG = "model_final.pth", "config.yaml"
+# What Detectron2 and its DeepLab project build under these names; other models are this project's and others'.
+KNOWN = {
+    "MODEL.META_ARCHITECTURE": ("SemanticSegmentor",),
+    "MODEL.BACKBONE.NAME": (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_resnet_deeplab_backbone",
+    ),
+    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead", "DeepLabV3PlusHead", "DeepLabV3Head"),
+}
+# As their name for a backbone where the project has one of its own that is the same for these depths.
+SAME_BACKBONE = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone", (50, 101, 152))
+HEADER = """# Made by hicl export. For a script that knows the keys of Detectron2's DeepLab project:
+#   from detectron2.config import get_cfg
+#   from detectron2.projects.deeplab import add_deeplab_config
+#   cfg = get_cfg(); add_deeplab_config(cfg); cfg.merge_from_file("config.yaml")
+"""
+
+
+def write(cfg: CfgNode, model: nn.Module, folder: Path) -> Path:
+    """Write the plain ``model`` and its config into ``folder``, and return it.
+
+    The config holds Detectron2's keys and those of its DeepLab project alone; MODEL.WEIGHTS is the checkpoint. Raises
+    InputError for a model that Detectron2 does not have.
+    """
+    plain = _their_config(cfg)
+    plain.MODEL.WEIGHTS = str((folder / CHECKPOINT).absolute())
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_open(folder / CHECKPOINT, "wb") as stream:
+        torch.save({"model": model.state_dict()}, stream)
+    write_text(folder / CONFIG, HEADER + plain.dump())
+    return folder
+
+
+def _their_config(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` in Detectron2's keys. Raises InputError for a name that it does not know."""
+    plain = get_cfg()
+    add_deeplab_config(plain)
+    _copy_values(plain, cfg)
+    plain.MODEL.META_ARCHITECTURE = base_architecture(cfg)
+    ours, theirs, depths = SAME_BACKBONE
+    if ours == plain.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH in depths:
+        plain.MODEL.BACKBONE.NAME = theirs
+    for key, names in KNOWN.items():
+        section, _, last = key.rpartition(".")
+        node = plain
+        for part in section.split("."):
+            node = node[part]
+        if node[last] not in names:
+            raise InputError(
+                f"Detectron2 has no {node[last]} ({key}); it builds {listing(names)}. Its scripts can use this model with "
+                "hicl_d2.config.add_hicl_config, as it is"
+            )
+    return plain
+
+
+def _copy_values(to: CfgNode, source: CfgNode) -> None:
+    for key, value in source.items():
+        if key not in to:
+            continue
+        if isinstance(value, CfgNode) and isinstance(to[key], CfgNode):
+            _copy_values(to[key], value)
+        else:
+            to[key] = value

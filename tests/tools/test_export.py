@@ -1,0 +1,247 @@
+"""hicl export: the plain model of every family in every format is the model, and the file says how to use it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import hicl_d2.modeling.models  # noqa: F401 - registers the models
+from hicl_d2.command.cli import status
+from hicl_d2.command.errors import InputError
+from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.d2.modeling import build_model
+from hicl_d2.tools import commands
+
+PARTS = "parts/deeplab_v3_plus_R_18.yaml"
+SMALL = [
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "8",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "8",
+    "MODEL.DEVICE",
+    "cpu",
+]
+HEAD = ["MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "8", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "8"]
+FPN = """
+MODEL:
+  META_ARCHITECTURE: SemanticSegmentor
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5], NORM: BN}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
+  SEM_SEG_HEAD: {NUM_CLASSES: 5, CONVS_DIM: 32, NORM: GN}
+  DEVICE: cpu
+INPUT: {FORMAT: BGR, MIN_SIZE_TEST: 64}
+"""
+SETTINGS = {
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 8, 16, 16],
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 8,
+}
+SEGFORMER = [
+    *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    *(word for key, value in SETTINGS.items() for word in (f"MODEL.TRANSFORMERS.SETTINGS.{key}", str(value))),
+]
+
+
+@pytest.fixture
+def fpn(tmp_path: Path) -> str:
+    file = tmp_path / "fpn.yaml"
+    file.write_text(FPN)
+    return str(file)
+
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Export:
+    """Export a fresh model of a config; return the file, with ``expected`` scores of an image beside it."""
+
+    def run(config: str, format_: str, *opts: str, size: tuple[int, int] = (64, 96)) -> Path:
+        torch.manual_seed(0)
+        model = build_model(load_config(config, opts)).eval()
+        for module in model.modules():  # statistics of a fresh norm hide whether they are used
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+        image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(1)).float()
+        with torch.no_grad():
+            scores = model([{"image": image}])[0]["sem_seg"][None]
+        np.savez(tmp_path / "expected.npz", image=image[None].numpy(), scores=scores.numpy())
+        output = tmp_path / f"out.{format_}"
+        words = ["--config-file", config, "--weights", str(tmp_path / "weights.pth"), "--format", format_]
+        words += ["--output", str(output), "--size", *map(str, size), *opts]
+        commands.export(words)
+        return output
+
+    return run
+
+
+def expected(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    with np.load(file.with_name("expected.npz")) as found:
+        return torch.from_numpy(found["image"]), torch.from_numpy(found["scores"])
+
+
+def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+def run_onnx(file: Path, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, str]]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape) == ("image", list(image.shape))
+    return torch.from_numpy(
+        session.run(["scores"], {"image": image.numpy()})[0]
+    ), session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", ["deeplab", "deeplab with the branch", "semantic fpn", "segformer", "mask2former"]
+)
+def test_onnx_gives_the_scores_of_the_model(export: Export, fpn: str, family: str) -> None:
+    pytest.importorskip("onnxscript")
+    config, opts = {
+        "deeplab": (PARTS, [*SMALL, *HEAD]),
+        "deeplab with the branch": ("parts/deeplab_v3_plus_R_18_hicl.yaml", [*SMALL, *HEAD]),
+        "semantic fpn": (fpn, []),
+        "segformer": ("ade20k/segformer_b0_160k_bs16.yaml", SEGFORMER),
+        "mask2former": ("camvid/mask2former_R_18_cpu.yaml", [*SMALL]),
+    }[family]
+    file = export(config, "onnx", *opts)
+    image, scores = expected(file)
+    found, said = run_onnx(file, image)
+    assert_equal(found, scores)
+    cfg = load_config(config, opts)
+    assert said["channel_order"] == cfg.INPUT.FORMAT
+    assert json.loads(said["mean"]) == list(cfg.MODEL.PIXEL_MEAN)
+    assert json.loads(said["std"]) == list(cfg.MODEL.PIXEL_STD)
+    assert json.loads(said["ignore_value"]) == 255
+    assert len(json.loads(said["classes"])) == scores.shape[1]
+    assert not [path.name for path in file.parent.glob("out.*") if path != file]  # weights are in the file
+    import onnx
+
+    assert not [each.name for each in onnx.load(file).graph.initializer if "hicl" in each.name]
+
+
+def test_torchscript_gives_the_scores_of_the_model(export: Export) -> None:
+    file = export(PARTS, "torchscript", *SMALL, *HEAD)
+    image, scores = expected(file)
+    extra = {"metadata.json": ""}
+    loaded = torch.jit.load(str(file), _extra_files=extra)
+    assert_equal(loaded(image).detach(), scores)
+    said = json.loads(extra["metadata.json"])
+    assert said["input"]["shape"] == [1, 3, 64, 96]
+    assert said["output"]["shape"] == list(scores.shape)
+    assert said["size_divisibility"] == 1
+    assert said["classes"][0] == load_parts_classes()[0]
+    assert not [name for name, _ in loaded.named_parameters() if "hicl" in name]
+
+
+def test_a_program_of_torch_export_gives_the_scores_of_the_model(export: Export, fpn: str) -> None:
+    file = export(fpn, "torch_export")
+    image, scores = expected(file)
+    extra = {"metadata.json": ""}
+    with file.open("rb") as stream:
+        program = torch.export.load(stream, extra_files=extra)
+    assert_equal(program.module()(image).detach(), scores)
+    said = json.loads(extra["metadata.json"])
+    assert (said["channel_order"], said["size_divisibility"]) == ("BGR", 32)
+    assert said["classes"] == [f"class {number}" for number in range(5)]
+
+
+def test_an_image_that_the_model_pads_is_padded_by_the_file_too(export: Export, fpn: str) -> None:
+    file = export(fpn, "torchscript", size=(50, 70))
+    image, scores = expected(file)
+    assert scores.shape[-2:] == (50, 70)
+    assert_equal(torch.jit.load(str(file))(image).detach(), scores)
+
+
+def load_parts_classes() -> list[str]:
+    from hicl_d2.d2.data import MetadataCatalog
+    from hicl_d2.data.datasets import registry  # noqa: F401
+
+    return list(MetadataCatalog.get("parts_val").stuff_classes)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "onnx", "--output", "."], "is a folder"),
+        (["--format", "onyx", "--output", "a"], "invalid choice"),
+        (["--output", "a"], "one of the arguments --format --to is required"),
+        (["--format", "onnx", "--to", "detectron2", "--output", "a"], "not allowed with"),
+        (["--format", "onnx", "--output", "a"], "give weights"),
+        (["--format", "onnx", "--output", "a", "--weights", "absent.pth"], "absent.pth does not exist"),
+        (["--format", "onnx", "--output", "file/b"], "--output file cannot be made"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert status("hicl export", lambda: commands.export(["--config-file", PARTS, *words])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_the_exporter_cannot_do_is_one_line_and_leaves_nothing(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hicl_d2.tools import formats
+
+    def fails(*_: Any) -> Any:
+        raise NotImplementedError("no such\noperator")
+
+    def differs(model: Any, example: Any, file: Path, metadata: Any) -> Any:
+        file.write_bytes(b"x")
+        return lambda image: torch.zeros_like(model(image))
+
+    for writer, message in (
+        (fails, "cannot be exported as onnx: NotImplementedError: no such operator"),
+        (differs, "differs"),
+    ):
+        monkeypatch.setitem(formats.FORMATS, "onnx", writer)
+        with pytest.raises(InputError, match=message):
+            export(PARTS, "onnx", *SMALL, *HEAD)
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".pth", ".npz")]
+
+
+def test_detectron2_gets_its_own_keys_and_the_plain_weights(export: Export, fpn: str, tmp_path: Path) -> None:
+    export(fpn, "torchscript")
+    folder = tmp_path / "theirs"
+    words = ["--config-file", fpn, "--weights", str(tmp_path / "weights.pth"), "--to", "detectron2"]
+    commands.export([*words, "--output", str(folder)])
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    assert "HICL" not in content["MODEL"]
+    assert content["MODEL"]["WEIGHTS"] == str(folder / "model_final.pth")
+    ours, theirs = (
+        torch.load(tmp_path / name)["model"] for name in ("weights.pth", "theirs/model_final.pth")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert set(content["SOLVER"]) < set(get_hicl_cfg().SOLVER)
+
+
+def test_a_model_that_detectron2_lacks_is_named(tmp_path: Path) -> None:
+    model = build_model(load_config(PARTS))
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    words = ["--config-file", PARTS, "--weights", str(tmp_path / "weights.pth"), "--to", "detectron2"]
+    with pytest.raises(InputError, match=r"Detectron2 has no build_dilated_resnet_backbone"):
+        commands.export([*words, "--output", str(tmp_path / "theirs")])
+    assert not (tmp_path / "theirs").exists()
