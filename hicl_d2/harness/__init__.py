@@ -8,3 +8,4 @@ files, console, signals and YAML are those of ``hicl_d2.command``.
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN_SCRIPT = ROOT / "projects" / "HiCL" / "train_net.py"

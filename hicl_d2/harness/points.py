@@ -1,5 +1,6 @@
 """Points on the axes of a matrix: a name with its config, overrides, words, data and resources."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -35,7 +36,7 @@ def read_axis(content: Any, place: str) -> list[Point]:
         return [Point("")]
     if isinstance(content, list):
         names = [_name(name, place) for name in content]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise InputError(f"{place}: {twice[0]} is named twice")
         content = dict.fromkeys(names)

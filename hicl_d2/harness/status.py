@@ -30,6 +30,7 @@ def describe(workspace: Workspace) -> str:
         cells = tuple(workspace.in_state(*ALWAYS_SHOWN))
     rows = [_row(cell, workspace.states[cell.slug], workspace.output) for cell in cells[:MOST_ROWS]]
     lines = [f"{workspace.matrix.name}: {len(workspace.cells)} cells, {summary}"]
+    lines += workspace.notes()
     if rows:
         lines += ["", tabulate(rows, HEADINGS, tablefmt="simple", disable_numparse=True)]
     if len(cells) > MOST_ROWS:

@@ -53,7 +53,8 @@ def collect(matrix: Matrix, states: Mapping[str, State]) -> "pd.DataFrame":
         about |= dict(zip(AXES, cell.group, strict=True))
         state = states[cell.slug]
         if state.result is None:
-            rows.append({**about, "status": "failed" if state.name == files.FAILED else "missing"})
+            shown = state.name if state.name in (files.FAILED, files.STALE, files.DAMAGED) else "missing"
+            rows.append({**about, "status": shown})
             continue
         for metric, at, value, iteration in measures(state.result):
             numbers = {"metric": metric, "at": at, "value": value, "iteration": iteration}

@@ -14,7 +14,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.layout import RESULT
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
-from hicl_d2.harness.failures import TIME_OUT, Failure, classify
+from hicl_d2.harness.failures import NO_RESULT, TIME_OUT, Failure, classify
 from hicl_d2.harness.progress import STDERR_FILE, describe, last_line, tail
 from hicl_d2.harness.results import read_result
 from hicl_d2.harness.slots import Slot
@@ -120,8 +120,11 @@ class Training:
         return failure
 
     def _failure(self) -> Failure | None:
-        if read_result(self.folder) is not None:
-            return None
+        try:
+            if read_result(self.folder) is not None:
+                return None
+        except InputError as error:
+            return Failure(NO_RESULT, str(error))
         if self._is_late:
             return Failure(TIME_OUT, f"it took longer than {self.cell.resources.timeout_hours:g} hours")
         if self._is_stopped:

@@ -10,19 +10,22 @@ from hicl_d2.command.console import Console
 from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.files import occupied
 from hicl_d2.command.interrupts import Interrupted
-from hicl_d2.harness import clean, plan, status, weights
+from hicl_d2.harness import checks, clean, plan, status, weights
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.failures import RULES
 from hicl_d2.harness.local import LocalExecutor, Outcome, headline
 from hicl_d2.harness.signals import Signals
-from hicl_d2.harness.slots import find_slots
+from hicl_d2.harness.slots import Slots, find_slots
 from hicl_d2.harness.training import end_strays
-from hicl_d2.harness.workspace import Workspace, claim, open_workspace
+from hicl_d2.harness.workspace import FOLDER_FILE, Workspace, claim, open_workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WATCH_SECONDS = 5.0
+STALE = files.STALE
+# What --retry names beside the kinds of failure.
+RETRIED = (files.FAILED, STALE)
 
 
 def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
@@ -30,8 +33,15 @@ def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     if options.probe:
         _probe(workspace, options, console, signals)
-    console.show(plan.describe(workspace, options.retry, options.list))
+    _show_plan(workspace, options, console)
     return 0
+
+
+def _show_plan(workspace: Workspace, options: Namespace, console: Console) -> None:
+    checked = _check_configs(workspace, options, console, find_slots(options.gpus, 1, 1), checks.PLAN_CHECKS)
+    if not options.dry_run and (workspace.output / FOLDER_FILE).is_file():
+        checks.keep(checked, workspace.output)
+    console.show(plan.describe(workspace, options.retry, options.list, _check_lines(checked, options)))
 
 
 def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
@@ -39,21 +49,26 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
     if not options.train_script.is_file():
         raise InputError(f"--train-script {options.train_script} does not exist")
     for what in options.retry:
-        if what != "failed" and what not in RULES:
+        if what not in (*RETRIED, *RULES):
             raise InputError(
-                f"--retry {what} is no kind of failure{nearest_or_known(what, ['failed', *RULES])}"
+                f"--retry {what} is no kind of failure{nearest_or_known(what, [*RETRIED, *RULES])}"
             )
     slots = find_slots(options.gpus, options.per_gpu, options.slots)
     workspace = _open(options)
     if options.dry_run:
-        console.show(plan.describe(workspace, options.retry, options.list))
+        _show_plan(workspace, options, console)
         return 0
-    _check_obstacles(workspace)
-    weights.check(workspace.needed(options.retry))
+    _check_older_scheme(workspace, options.retry)
+    if not options.skip_broken:
+        _check_obstacles(workspace)
+        weights.check(workspace.needed(options.retry))
+    checked = _check_configs(workspace, options, console, slots)
+    left_out = _left_out(workspace, options, checked, console)
     output = workspace.output
     output.mkdir(parents=True, exist_ok=True)
     with occupied(output, _busy(output)):
         claim(workspace)
+        checks.keep(checked, output)
         strays = end_strays(output)
         if strays:
             console.say(f"ended {strays} trainings that an earlier run had left behind")
@@ -61,7 +76,9 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
         workspace = _open(options)
         labels = _labels(workspace)
         _say_kept(workspace, labels, console)
-        cells = workspace.needed(options.retry)
+        for line in workspace.notes():
+            console.say(line)
+        cells = [cell for cell in workspace.needed(options.retry) if cell.name not in left_out]
         try:
             if options.executor == "slurm":
                 from hicl_d2.harness.cluster import SlurmExecutor
@@ -100,6 +117,58 @@ def _check_obstacles(workspace: Workspace) -> None:
         )
 
 
+def _check_older_scheme(workspace: Workspace, retry: list[str]) -> None:
+    """Raise InputError if a chosen cell has a folder whose identity cannot be compared, unless it is to be trained anew."""
+    older = workspace.of_older_scheme()
+    if older and STALE not in retry:
+        raise InputError(f"{workspace.earlier[older[0].slug].text} ({len(older)} cells)")
+
+
+def _check_configs(
+    workspace: Workspace, options: Namespace, console: Console, slots: Slots, most: int | None = None
+) -> checks.Checked:
+    """Ask the train script about the configs of all cells that would run and have no other obstacle."""
+    needed = workspace.needed(options.retry)
+    absent = weights.missing(needed)
+    cells = [c for c in needed if c.obstacle is None and c.resolved.get(weights.KEY) not in absent]
+    gpus = slots.gpus if options.executor == "local" else 1
+    return checks.check(cells, options.train_script, workspace.output, gpus, console, most)
+
+
+def _check_lines(checked: checks.Checked, options: Namespace) -> list[str]:
+    if not checks.is_asked(options.train_script):
+        return [f"configs are not checked: {options.train_script} is not the project's train script"]
+    lines = checked.lines()
+    if checked.unasked:
+        lines.append(
+            f"{checked.unasked} configs are not checked yet; run checks all before it starts the first"
+        )
+    return lines
+
+
+def _left_out(
+    workspace: Workspace, options: Namespace, checked: checks.Checked, console: Console
+) -> set[str]:
+    """Return the names of cells that cannot run. Raises InputError if there are some, unless they are to be skipped."""
+    broken = [cell for cells in checked.broken.values() for cell in cells]
+    for line in checked.lines():
+        console.say(line)
+    if broken and not options.skip_broken:
+        raise InputError(
+            f"{len(broken)} cells cannot run, for {len(checked.broken)} reasons; nothing was started: put them right, or "
+            "run the other cells with --skip-broken"
+        )
+    if options.skip_broken:
+        needed = workspace.needed(options.retry)
+        absent = weights.missing(needed)
+        for text, count in workspace.obstacles().items():
+            console.say(f"{text} ({count} cells)")
+        for text in absent.values():
+            console.say(text)
+        broken += [c for c in needed if c.obstacle is not None or c.resolved.get(weights.KEY) in absent]
+    return {cell.name for cell in broken}
+
+
 def _labels(workspace: Workspace) -> dict[str, str]:
     total = len(workspace.cells)
     return {cell.slug: f"[{number}/{total}] {cell.name}" for number, cell in enumerate(workspace.cells, 1)}
@@ -127,6 +196,8 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
         if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:
             console.show(f"pictures of {cell.name}: {pictures}")
     console.show(f"results: {workspace.output / 'results.csv'}")
+    for cell in workspace.in_state(files.DAMAGED):
+        console.say(workspace.states[cell.slug].note)
     failed = workspace.in_state(files.FAILED)
     again = [cell for cell in failed if cell.slug not in outcome.failed]
     if again:
@@ -134,6 +205,8 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
             f"{len(again)} cells failed in an earlier run and were left; --retry failed tries them again"
         )
     is_whole = len(workspace.in_state(files.DONE)) == len(workspace.cells)
+    if workspace.in_state(files.DAMAGED):
+        return 2
     return 0 if is_whole and outcome.left_out is None else 1
 
 
@@ -180,6 +253,8 @@ def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
     from hicl_d2.harness.tables import collect, markdown, write_results, write_tables
 
     workspace = _open(options)
+    for line in workspace.notes():
+        console.say(line)
     rows = collect(workspace.matrix, workspace.states)
     if options.against is not None:  # another look at the same results: their files stay as they are
         console.show(markdown(rows, workspace.matrix.against(options.against)))
@@ -200,6 +275,8 @@ def report_verb(options: Namespace, console: Console, signals: Signals) -> int:
     if options.dry_run:
         console.show(f"would write {workspace.output / 'report.html'}")
         return 0
+    for line in workspace.notes():
+        console.say(line)
     workspace.output.mkdir(parents=True, exist_ok=True)
     console.show(f"report: {write_report(workspace)}")
     return 0

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_path, write_text
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
@@ -124,7 +125,7 @@ def _results(workspace: Workspace, rows: "pd.DataFrame") -> str:
 
 def _table(frame: "pd.DataFrame", name: str) -> str:
     html = frame.to_html(index=False, border=0, table_id=name, na_rep="")
-    html = re.sub(r"<td>((?:missing|failed)[^<]*)</td>", r'<td class="absent">\1</td>', html)
+    html = re.sub(r"<td>((?:missing|failed|stale|damaged)[^<]*)</td>", r'<td class="absent">\1</td>', html)
     html = re.sub(r"<td>(\+[^<]*)</td>", r'<td class="gain">\1</td>', html)
     html = re.sub(r"<td>(-\d[^<]*)</td>", r'<td class="loss">\1</td>', html)
     return f'<div class="scroll">{html}</div>'
@@ -172,7 +173,7 @@ def _provenance(workspace: Workspace) -> str:
 def _provenance_row(cell: Cell, workspace: Workspace) -> str:
     folder = cell.folder(workspace.output)
     state = workspace.states[cell.slug]
-    manifest: dict[str, Any] = files.read_manifest(folder) or {}
+    manifest = _manifest(folder)
     result = state.result or {}
     git = manifest.get("git") or {}
     commit = f"{(git.get('commit') or '')[:10]}{' + changes' if git.get('dirty') else ''}"
@@ -190,6 +191,14 @@ def _provenance_row(cell: Cell, workspace: Workspace) -> str:
         str(len(files.attempts(folder))),
     ]
     return f"<tr><td>{details}</td>{''.join(f'<td>{content}</td>' for content in cells)}</tr>"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a cell, empty if it has none that can be read: the others are shown all the same."""
+    try:
+        return files.read_manifest(folder) or {}
+    except InputError:
+        return {}
 
 
 def _anchor(title: str) -> str:
