@@ -109,7 +109,7 @@ class Cell:
     def iterations(self) -> int | None:
         """How many iterations the training takes, where the config says so."""
         value = self.resolved.get("SOLVER.MAX_ITER")
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and 0 <= value < 2**53 else None
 
     @property
     def evaluations(self) -> int:

@@ -106,5 +106,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     other("--watch", action="store_true", help="status: again every few seconds, until all is done")
     other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
+    other("--yes", action="store_true", help="clean: remove what it lists without asking")
     other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")
     return parser.parse_args(arguments)

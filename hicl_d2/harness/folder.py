@@ -1,5 +1,6 @@
 """The folder of a cell: its manifest, its attempts, its heartbeat and lock, and the state that follows from them."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -253,11 +254,27 @@ def now() -> str:
 
 def beat(folder: Path) -> None:
     """Renew the heartbeat: a harness watches the cell."""
-    path = folder / HEARTBEAT_FILE
+    touch(folder / HEARTBEAT_FILE)
+
+
+def touch(path: Path) -> None:
+    """Renew a file's time, and make it if it is not there; a link in its place is not followed."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        os.utime(path)
-    except FileNotFoundError:
-        path.touch()
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a file to append to. Raises InputError for a link in its place: what it points to is not ours."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return open(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise InputError(f"{path} must be a regular file, not a link or a pipe; move it away") from None
+        raise
 
 
 def is_beating(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +22,13 @@ from hicl_d2.harness.defaults import defaults
 from hicl_d2.harness.points import (
     Point,
     check_keys,
+    check_name,
     read_axis,
     read_mapping,
     read_overrides,
     read_point,
     read_text,
+    shown,
 )
 
 AXIS_KEYS = tuple(f"{axis}s" for axis in AXES)
@@ -42,6 +45,9 @@ KEYS = (
     "shorten",
 )
 EXCLUDE_KEYS = (*AXES, "seed")
+# What a seed of the training must be below.
+SEEDS = 2**31
+WORD = re.compile(r"\{(\w+)\}")
 INCLUDE_KEYS = (*AXES, "seeds", *TOP_KEYS)
 REPORT_KEYS = ("metrics", "compare")
 MAIN_METRIC = "sem_seg/mIoU"
@@ -119,7 +125,7 @@ def read_matrix(path: Path, shorten: bool = False, known: Contents | None = None
     for key in ("name", "methods", "seeds"):
         if not content.get(key):
             raise InputError(f"{path}: {key} is missing")
-    name = read_text(content, "name", str(path))
+    name = check_name(read_text(content, "name", str(path)), f"{path}: name")
     axes = [read_axis(content.get(key), f"{path}: {key}") for key in AXIS_KEYS]
     extra = _shorten(content, path) if shorten else {}
     builder = _Builder(path, read_point("", content, str(path)), extra, known or Contents())
@@ -231,16 +237,19 @@ class _Builder:
         words = dict(names)
         for point in (self._top, *points):
             words.update(point.words)
-        try:
-            name = templates[-1].format(**words)
-        except (KeyError, IndexError, ValueError):
-            allowed = ", ".join(f"{{{word}}}" for word in words)
-            raise InputError(
-                f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
-            ) from None
+        name = self._filled(templates[-1], words)
         if name not in self._paths:
             self._paths[name] = ROOT / name
         return self._paths[name]
+
+    def _filled(self, template: str, words: Mapping[str, str]) -> str:
+        """Return a template with its words filled in; nothing else that str.format knows is offered."""
+        parts = WORD.split(template)
+        if any("{" in text or "}" in text for text in parts[::2]) or not words.keys() >= set(parts[1::2]):
+            allowed = ", ".join(f"{{{word}}}" for word in words)
+            raise InputError(f"{self._path}: config {template} may hold {allowed} and no other braces")
+        parts[1::2] = [words[word] for word in parts[1::2]]
+        return "".join(parts)
 
     def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
         """Return the fingerprint of a data set and why it cannot be used here."""
@@ -275,7 +284,9 @@ def _shorten(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _seeds(content: Any, path: Path | str) -> list[int]:
     is_list = isinstance(content, list) and all(type(seed) is int and seed >= 0 for seed in content)
     if not is_list or not content:
-        raise InputError(f"{path}: seeds must be a list of whole numbers from 0, not {content!r}")
+        raise InputError(f"{path}: seeds must be a list of whole numbers from 0, not {shown(content)}")
+    if max(content) >= SEEDS:
+        raise InputError(f"{path}: seed {shown(max(content))} is too large; seeds are below {SEEDS}")
     twice = sorted(seed for seed, times in Counter(content).items() if times > 1)
     if twice:
         raise InputError(f"{path}: seed {twice[0]} is named twice")
@@ -286,7 +297,7 @@ def _entries(content: Any, known: tuple[str, ...], place: str) -> Iterator[tuple
     if content is None:
         return
     if not isinstance(content, list) or not all(isinstance(entry, dict) and entry for entry in content):
-        raise InputError(f"{place} must be a list of entries with {', '.join(known)}, not {content!r}")
+        raise InputError(f"{place} must be a list of entries with {', '.join(known)}, not {shown(content)}")
     for number, entry in enumerate(content, 1):
         check_keys(entry, known, f"{place}: entry {number}")
         yield entry, f"{place}: entry {number}"
@@ -317,7 +328,7 @@ def _included(
     known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
     for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
         own = read_point("", entry, place)
-        names = {axis: str(entry.get(axis, "")) for axis in AXES}
+        names = {axis: check_name(entry[axis], f"{place}: {axis}") if axis in entry else "" for axis in AXES}
         points = [known[axis].get(name, Point(name)) for axis, name in names.items()]
         last = points[-1]
         points[-1] = Point(
@@ -338,11 +349,11 @@ def _baseline(content: Any, cells: list[Cell], path: Path) -> dict[str, str]:
         return {"method": cells[0].method}
     names = {"method": content} if isinstance(content, str) else content
     if not isinstance(names, dict) or not names:
-        raise InputError(f"{path}: baseline must be a method, or a name for some axes, not {content!r}")
+        raise InputError(f"{path}: baseline must be a method, or a name for some axes, not {shown(content)}")
     check_keys(names, AXES, f"{path}: baseline")
     for axis, name in names.items():
         there = {getattr(cell, axis) for cell in cells}
-        if name not in there:
+        if not isinstance(name, str) or name not in there:
             raise InputError(
                 f"{path}: baseline {name} is not one of the {axis}s{nearest_or_known(str(name), there)}"
             )
@@ -355,12 +366,12 @@ def _report(content: Any, cells: list[Cell], path: Path) -> dict[str, Any]:
     metrics = values.get("metrics", list(DEFAULT_METRICS))
     if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
         raise InputError(
-            f"{path}: report: metrics must be a list of names ({MAIN_METRIC}, ...), not {metrics!r}"
+            f"{path}: report: metrics must be a list of names ({MAIN_METRIC}, ...), not {shown(metrics)}"
         )
     methods = list(dict.fromkeys(cell.method for cell in cells))
     compare = values.get("compare", [methods[0], methods[-1]])
     if not isinstance(compare, list) or len(compare) != 2:
-        raise InputError(f"{path}: report: compare must be two methods, not {compare!r}")
+        raise InputError(f"{path}: report: compare must be two methods, not {shown(compare)}")
     for name in compare:
         if name not in methods:
             raise InputError(

@@ -56,7 +56,11 @@ class Training:
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
         # A result that is here is damaged (a whole one is not run again); the training would take it for its own.
         (self.folder / RESULT).unlink(missing_ok=True)
-        with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
+        with (
+            held,
+            files.open_log(self.folder / "stdout.txt") as out,
+            files.open_log(self._errors) as errors,
+        ):
             # A session of its own, so that Ctrl-C reaches the harness alone, which stops the training in order.
             self.process = subprocess.Popen(
                 words,

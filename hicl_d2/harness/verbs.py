@@ -1,5 +1,6 @@
 """What run_matrix.py can do: a function per verb, which returns the exit status."""
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -38,10 +39,15 @@ def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
 
 def _show_plan(workspace: Workspace, options: Namespace, console: Console) -> None:
-    checked = _check_configs(workspace, options, console, find_slots(options.gpus, 1, 1), checks.PLAN_CHECKS)
-    if not options.dry_run and (workspace.output / FOLDER_FILE).is_file():
-        checks.keep(checked, workspace.output)
-    console.show(plan.describe(workspace, options.retry, options.list, _check_lines(checked, options)))
+    slots = find_slots(options.gpus, 1, 1)
+    try:
+        checked = _check_configs(workspace, options, console, slots, checks.PLAN_CHECKS)
+        lines = _check_lines(checked, options)
+        if not options.dry_run and (workspace.output / FOLDER_FILE).is_file():
+            checks.keep(checked, workspace.output)
+    except InputError as error:  # no answer; the rest of the plan is none the worse
+        lines = [str(error)]
+    console.show(plan.describe(workspace, options.retry, options.list, lines))
 
 
 def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
@@ -287,15 +293,31 @@ def clean_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     if not workspace.output.is_dir():
         raise InputError(f"{workspace.output} does not exist")
+    clean.check_claimed(workspace)
     with occupied(workspace.output, _busy(workspace.output)):
-        total = 0
-        for path in clean.find(workspace, options.orphans):
-            total += clean.size(path)
-            console.say(f"{'would remove' if options.dry_run else 'removed'} {path}")
-            if not options.dry_run:
-                clean.remove(path)
-    console.show(f"{total / 1e9:.3g} GB{' to gain' if options.dry_run else ' gained'}")
+        found = list(clean.find(workspace, options.orphans))
+        total = sum(map(clean.size, found)) / 1e9
+        for path in found:
+            console.say(f"{'would remove' if options.dry_run else 'to remove:'} {path}")
+        if options.dry_run or not found:
+            console.show(f"{total:.3g} GB to gain")
+            return 0
+        if not options.yes and not _agrees(f"remove these {len(found)} files and folders ({total:.3g} GB)?"):
+            raise InputError("nothing was removed; --yes removes what is listed without asking")
+        for path in found:
+            clean.remove(path)
+        clean.clear_probes(workspace)
+    console.show(f"{total:.3g} GB gained")
     return 0
+
+
+def _agrees(question: str) -> bool:
+    """Return whether the user says yes; who has no terminal is not asked and does not."""
+    if not sys.stdin.isatty():
+        return False
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def gate_verb(options: Namespace, console: Console, signals: Signals) -> int:

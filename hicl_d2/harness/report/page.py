@@ -63,6 +63,8 @@ def _summary(workspace: Workspace) -> str:
 
 
 def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str, str]]:
+    from matplotlib import rc_context
+
     matrix = workspace.matrix
     summary = summarise(rows, matrix)
     yield "Results", _results(workspace, rows)
@@ -83,9 +85,10 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
     ):
         drawn = ""
         for place in places:
-            figure = _draw(draw, workspace, rows, summary, place)
-            if figure is not None:
-                drawn += _figure(figure, draw, place, workspace.output, with_title=len(places) > 1)
+            with rc_context(plots.STYLE):  # while it is drawn and when it is saved
+                figure = _draw(draw, workspace, rows, summary, place)
+                if figure is not None:
+                    drawn += _figure(figure, draw, place, workspace.output, with_title=len(places) > 1)
         if drawn:
             yield title, f"<p>{note}</p>{drawn}"
     shown = "".join(_pictures(workspace, place) for place in places)
@@ -155,12 +158,15 @@ def _pictures(workspace: Workspace, place: plots.Place) -> str:
             f'<figcaption><b class="{sign}">{pair.gain:+.1f}</b> {escape(pair.image)}, seed {pair.seed}: '
             f"{escape(first)} {pair.first_score:.1f}, {escape(second)} {pair.second_score:.1f}</figcaption>"
         )
-        images = "".join(
-            f'<div><span>{escape(name)}</span><img loading="lazy" alt="{escape(name)}" src="{data_url(path)}"></div>'
-            for name, path in ((first, pair.first), (second, pair.second))
-        )
+        images = "".join(_image(name, path) for name, path in ((first, pair.first), (second, pair.second)))
         parts.append(f'<figure class="pair">{head}{images}</figure>')
     return "".join(parts)
+
+
+def _image(name: str, path: Path) -> str:
+    url = data_url(path)
+    shown = f'<img loading="lazy" alt="{escape(name)}" src="{url}">' if url else "(cannot be read)"
+    return f"<div><span>{escape(name)}</span>{shown}</div>"
 
 
 def _provenance(workspace: Workspace) -> str:
