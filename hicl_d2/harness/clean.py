@@ -21,7 +21,7 @@ def check_claimed(workspace: Workspace) -> None:
     """Raise InputError for a folder that no run of the matrix has claimed."""
     if not (workspace.output / FOLDER_FILE).is_file():
         raise InputError(
-            f"{workspace.output} has no {FOLDER_FILE}: run did not make it for {workspace.matrix.name}, and nothing is removed there"
+            f"{workspace.output} has no {FOLDER_FILE}: run did not make it for {workspace.matrix.name}, so nothing is removed"
         )
 
 
