@@ -14,6 +14,7 @@ from yacs.config import _VALID_TYPES
 
 from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, listing, one_line
+from hicl_d2.command.identity import flat_values
 from hicl_d2.command.safe_yaml import Document, KeyPath, read_chain
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.modeling.keys import add_model_keys
@@ -51,6 +52,11 @@ def add_hicl_config(cfg: CfgNode) -> None:
     import hicl_d2.modeling.models  # noqa: F401 - not with this module: it imports torch
 
     _add_absent(cfg, get_hicl_cfg())
+
+
+def flat_defaults() -> dict[str, Any]:
+    """Return every key with its default, on one level: {"SOLVER.MAX_ITER": 40000}, values as JSON has them."""
+    return dict(flat_values(get_hicl_cfg()))
 
 
 def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:

@@ -1,13 +1,18 @@
 """What one test may not leave behind for the next."""
 
 import logging
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 # Under nohup, say, a lost terminal is ignored, and every process that a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# What tests find out about files is no business of the user's cache.
+os.environ["HICL_CACHE"] = tempfile.mkdtemp(prefix="hicl-tests-")
 
 LOGGERS = ("hicl_d2", "hicl_d2.lite", "detectron2", "fvcore")
 

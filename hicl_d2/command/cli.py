@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from hicl_d2.command import interrupts
-from hicl_d2.command.console import console, write_error
+from hicl_d2.command.console import console, printable, write_error
 from hicl_d2.command.errors import InputError, nearest, one_line
 from hicl_d2.command.extras import explain_missing
 
@@ -97,7 +97,7 @@ def status(
         message = explain(error)
         if message is None or os.environ.get(TRACEBACK):
             raise
-        write_error(f"{tool}: {one_line(InputError(message))}\n")
+        write_error(f"{tool}: {printable(one_line(InputError(message)))}\n")
         return 2
 
 

@@ -1,6 +1,7 @@
 """What a command says on the console: a bar or a moving line on a terminal, a plain line now and then elsewhere."""
 
 import contextlib
+import re
 import shutil
 import sys
 import time
@@ -9,10 +10,19 @@ from datetime import timedelta
 
 from hicl_d2.command.live import Work, can_draw, draw
 
+MOST_SECONDS = 1e12
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REDRAWS = 0.1
+# Sequences that move the cursor, colour or name the window; and single characters of that kind, line ends aside.
+ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ERASE_LINE = "\r\033[K"
 ERASE_SCREEN = "\033[H\033[J"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what a terminal would obey instead of show: escape sequences and control characters."""
+    return CONTROL.sub("", ESCAPE.sub("", text))
 
 
 class Console:
@@ -63,20 +73,23 @@ class Console:
         """Show a line that stays, in the place of the moving one."""
         if not self._is_silent:
             self._erase()
-            write_error(f"{text}\n")
+            write_error(f"{printable(text)}\n")
 
     def show(self, text: str) -> None:
         """Write a result to standard output. Raises OSError if it cannot be written."""
         if not self._is_silent:
-            self._erase()
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
+            self._write(printable(text))
 
     def screen(self, text: str, *, is_moving: bool) -> None:
         """Write a result as :meth:`show` does; on a terminal a moving one takes the place of what was there."""
-        if is_moving and sys.stdout.isatty():
-            text = f"{ERASE_SCREEN}{text}"
-        self.show(text)
+        if not self._is_silent:
+            begin = ERASE_SCREEN if is_moving and sys.stdout.isatty() else ""
+            self._write(begin + printable(text))
+
+    def _write(self, text: str) -> None:
+        self._erase()
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
     def close(self) -> None:
         """End the moving line where it is, so that what follows has a line of its own."""
@@ -102,7 +115,7 @@ console = Console()
 
 
 def _line(text: str | Callable[[], str]) -> str:
-    return text if isinstance(text, str) else text()
+    return printable(text if isinstance(text, str) else text())
 
 
 def write_error(text: str) -> None:
@@ -131,5 +144,7 @@ def counter(what: str, total: int) -> Callable[[], None]:
 
 
 def duration(seconds: float) -> str:
-    """Return ``seconds`` as h:mm:ss."""
+    """Return ``seconds`` as h:mm:ss; "?" for more than a timetable can hold."""
+    if not abs(seconds) < MOST_SECONDS:
+        return "?"
     return str(timedelta(seconds=round(seconds)))

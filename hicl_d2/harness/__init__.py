@@ -8,3 +8,4 @@ files, console, signals and YAML are those of ``hicl_d2.command``.
 from hicl_d2.command.shipped import HOME
 
 ROOT = HOME
+TRAIN_SCRIPT = ROOT / "projects" / "HiCL" / "train_net.py"

@@ -1,20 +1,16 @@
 """One training of a matrix: its config, its identity and its folder."""
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.identity import WEIGHTS_KEY, Identity, config_digest, literal
 from hicl_d2.command.layout import PLACE_KEYS
 
 AXES = ("dataset", "model", "method", "ablation")
-
-# Keys that hold the path of a file, of which the name counts.
-PATH_KEYS = ("MODEL.WEIGHTS",)
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,11 @@ class Resources:
 class Cell:
     """A point of the matrix: a name on every axis ("" where there is no such axis), a seed, a config.
 
-    ``resolved`` is the config with its bases, overrides and seed, flat; ``data`` the fingerprint of its data
-    set; ``obstacle`` says why it cannot run here (None: it can); without ``has_config`` it cannot run anywhere.
+    ``resolved`` is the config with its bases, overrides and seed, flat, and ``defaults`` are the keys that it does not name;
+    ``data`` is the fingerprint of its data set, ``weights`` and ``imports`` say what those keys of the config hold today;
+    ``obstacle`` says why it cannot run here (None: it can); without ``has_config`` it cannot run anywhere. ``is_short``: with
+    the matrix's ``shorten``. ``digest``: the config's, where it is known already. ``adopted``: the folder of the same run
+    that was named when the code had fewer keys.
     """
 
     dataset: str
@@ -47,6 +46,12 @@ class Cell:
     resources: Resources = field(default_factory=Resources)
     obstacle: str | None = None
     has_config: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    imports: Mapping[str, str] = field(default_factory=dict)
+    is_short: bool = False
+    digest: str = ""
+    adopted: str = ""
 
     @cached_property
     def name(self) -> str:
@@ -59,26 +64,35 @@ class Cell:
         return (self.dataset, self.model, self.method, self.ablation)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """The resolved config without the keys that only say where the training runs."""
-        content = {key: value for key, value in self.resolved.items() if key not in PLACE_KEYS}
-        for key in PATH_KEYS:
-            if isinstance(content.get(key), str):
-                content[key] = PurePosixPath(content[key]).name
+    def config_values(self) -> dict[str, Any]:
+        """Every key of the config with its value, without those that only say where the training runs."""
+        whole = {**self.defaults, **self.resolved}
+        content = {key: literal(value) for key, value in whole.items() if key not in PLACE_KEYS}
+        if content.get(WEIGHTS_KEY):
+            content[WEIGHTS_KEY] = self.weights
         return content
 
     @cached_property
+    def identity(self) -> Identity:
+        """What makes the cell's training the one that it is."""
+        digest = self.digest or config_digest({**self.defaults, **self.resolved})
+        return Identity(digest, self.seed, self.weights, self.data, self.imports)
+
+    @property
     def hash(self) -> str:
-        """Ten hexadecimal digits of the identity and the data; comments and places do not change them."""
-        text = json.dumps([self.identity, self.data], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        """The digits of the identity; comments and places do not change them."""
+        return self.identity.digest
+
+    @cached_property
+    def readable(self) -> str:
+        """The part of the folder's name that people read."""
+        words = [*(name for name in self.group if name), f"seed{self.seed}"]
+        return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)[:200]
 
     @cached_property
     def slug(self) -> str:
-        """The name of the cell's folder: readable, and different for every config."""
-        words = [*(name for name in self.group if name), f"seed{self.seed}"]
-        readable = "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)
-        return f"{readable[:200]}-{self.hash}"
+        """The name of the cell's folder: readable, and different for every identity."""
+        return self.adopted or f"{self.readable}-{self.hash}"
 
     def folder(self, output: Path) -> Path:
         """Return where the training writes."""
@@ -95,7 +109,7 @@ class Cell:
     def iterations(self) -> int | None:
         """How many iterations the training takes, where the config says so."""
         value = self.resolved.get("SOLVER.MAX_ITER")
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and 0 <= value < 2**53 else None
 
     @property
     def evaluations(self) -> int:

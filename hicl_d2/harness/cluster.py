@@ -232,7 +232,7 @@ class SlurmExecutor:
         """Ask the jobs to stop, by the file that they poll for."""
         for slug in self._jobs:
             with contextlib.suppress(OSError):
-                (self._cells[slug].folder(self._output) / STOP_FILE).touch()
+                files.touch(self._cells[slug].folder(self._output) / STOP_FILE)
 
 
 def queue() -> set[str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from hicl_d2.command.cli import Parser, status, whole
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
-from hicl_d2.harness import ROOT
+from hicl_d2.harness import ROOT, TRAIN_SCRIPT
 from hicl_d2.harness.signals import Signals
 from hicl_d2.harness.verbs import VERBS
 
 TOOL = "run_matrix.py"
-TRAIN_SCRIPT = ROOT / "projects" / "HiCL" / "train_net.py"
 MATRIX_FILE = ROOT / "benchmark" / "matrices" / "paper.yaml"
 EXPECTED_FILE = ROOT / "benchmark" / "expected.yaml"
 EXECUTORS = ("local", "slurm")
@@ -72,7 +71,13 @@ def _arguments(arguments: Sequence[str] | None, tool: str) -> argparse.Namespace
         action="append",
         default=[],
         metavar="WHAT",
-        help="also start what has failed: failed, or a kind such as 'out of memory'",
+        help="also start what has failed: failed, or a kind such as 'out of memory'; stale: cells whose folder is of an older "
+        "scheme, anew",
+    )
+    run(
+        "--skip-broken",
+        action="store_true",
+        help="leave out cells that cannot run (config, data or weights) and run the others",
     )
     run(
         "--download",
@@ -105,5 +110,6 @@ def _arguments(arguments: Sequence[str] | None, tool: str) -> argparse.Namespace
     )
     other("--watch", action="store_true", help="status: again every few seconds, until all is done")
     other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
+    other("--yes", action="store_true", help="clean: remove what it lists without asking")
     other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")
     return parser.parse_args(arguments)

@@ -1,11 +1,10 @@
 """Resolving a config file: its ``_BASE_`` chain merged, overrides on top."""
 
-import ast
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.identity import literal
 from hicl_d2.command.safe_yaml import flatten, read_chain
 
 
@@ -29,23 +28,3 @@ class Configs:
             self._flat[path] = {key: literal(value) for key, value in merged.items()}
         changes = {key: literal(value) for key, value in flatten(overrides).items()}
         return {**self._flat[path], **changes}
-
-
-def literal(value: Any) -> Any:
-    """Return ``value`` as the training will understand it, in JSON's types; two spellings give one value."""
-    if isinstance(value, str):
-        return _parsed(value)
-    if isinstance(value, list | tuple):
-        return [literal(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
-@cache
-def _parsed(text: str) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return text if isinstance(value, str | bytes | set) else literal(value)

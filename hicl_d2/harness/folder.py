@@ -1,9 +1,11 @@
 """The folder of a cell: its manifest, its attempts, its heartbeat and lock, and the state that follows from them."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,19 +17,22 @@ from hicl_d2.command.files import open_lock, write_json, write_text
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.environment import environment
 from hicl_d2.harness.failures import Failure
-from hicl_d2.harness.results import read_result
+from hicl_d2.harness.results import number, read_json_file, read_result
 
 MANIFEST_FILE = "cell.json"
 ATTEMPTS_FOLDER = "attempts"
 HEARTBEAT_FILE = "heartbeat"
 LOCK_FILE = ".cell.lock"
-SCHEMA = 1
+ATTEMPT_FILE = re.compile(r"[0-9]{4,9}\.json")
+SCHEMA = 2
+# The schema whose identity had neither defaults nor the content of weights.
+OLD_SCHEMA = 1
 
 HEARTBEAT_SECONDS = 5.0
 # A cell whose heartbeat is older does not run any more; network file systems show changes late.
 DEAD_SECONDS = 60.0
 
-WAITING, QUEUED, RUNNING, STOPPED, FAILED, DONE, BLOCKED = (
+WAITING, QUEUED, RUNNING, STOPPED, FAILED, DONE, BLOCKED, STALE, DAMAGED = (
     "waiting",
     "queued",
     "running",
@@ -35,17 +40,20 @@ WAITING, QUEUED, RUNNING, STOPPED, FAILED, DONE, BLOCKED = (
     "failed",
     "done",
     "blocked",
+    "stale",
+    "damaged",
 )
 
 
 @dataclass(frozen=True)
 class State:
-    """The state of a cell; a done one has a ``result``, a failed one a ``failure``."""
+    """The state of a cell; a done one has a ``result``, a failed one a ``failure``, a stale or damaged one a ``note``."""
 
     name: str
     result: dict[str, Any] | None = None
     failure: Failure | None = None
     attempt: dict[str, Any] | None = None
+    note: str = ""
 
 
 def look(cell: Cell, output: Path, exists: bool = True) -> State:
@@ -70,16 +78,23 @@ def look(cell: Cell, output: Path, exists: bool = True) -> State:
     if attempt.get("state") == RUNNING:
         return State(RUNNING if is_beating(folder) else STOPPED, attempt=attempt)
     failure = attempt.get("failure")
-    if failure is None:
+    if not isinstance(failure, dict):
         return State(STOPPED, attempt=attempt)
-    return State(FAILED, failure=Failure(failure["kind"], failure["message"]), attempt=attempt)
+    kind, message = str(failure.get("kind")), str(failure.get("message"))
+    return State(FAILED, failure=Failure(kind, message), attempt=attempt)
 
 
 def states(cells: tuple[Cell, ...], output: Path) -> dict[str, State]:
-    """Return the state of every cell, by slug."""
+    """Return the state of every cell, by slug; one that cannot be read is damaged, and the others are as they are."""
     place = output / "cells"
     there = set(os.listdir(place)) if place.is_dir() else set()
-    return {cell.slug: look(cell, output, cell.slug in there) for cell in cells}
+    found = {}
+    for cell in cells:
+        try:
+            found[cell.slug] = look(cell, output, cell.slug in there)
+        except InputError as error:
+            found[cell.slug] = State(DAMAGED, note=str(error))
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -101,8 +116,9 @@ def write_manifest(cell: Cell, matrix: str, output: Path, command: list[str]) ->
         "seed": cell.seed,
         "config_file": str(cell.config),
         "overrides": dict(cell.overrides),
-        "config": cell.identity,
-        "data": cell.data,
+        "short": cell.is_short,
+        "identity": cell.identity.parts(),
+        "config": cell.config_values,
         "command": command,
         "created": now(),
         **environment(),
@@ -121,8 +137,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest, None if there is none; InputError if it is not as it was written."""
     path = folder / MANIFEST_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = read_json_file(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         content = None
@@ -137,10 +153,12 @@ def check_manifest(folder: Path) -> None:
     if content is None:
         return
     path = folder / MANIFEST_FILE
-    if content["schema"] != SCHEMA:
-        raise InputError(f"{path} has schema {content['schema']!r} and this harness reads {SCHEMA}")
-    if not folder.name.endswith(content["hash"]):
-        raise InputError(f"{path} is the manifest of another cell ({content['cell']}); move the folder away")
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{path} has schema {content.get('schema')!r} and this harness reads {SCHEMA}")
+    if not folder.name.endswith(f"-{content.get('hash')}"):
+        raise InputError(
+            f"{path} is the manifest of another cell ({content.get('cell')}); move the folder away"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -148,30 +166,48 @@ def check_manifest(folder: Path) -> None:
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return all attempts, the first one first."""
-    return [json.loads(path.read_text()) for path in _attempt_files(folder)]
+    """Return all attempts, the first one first; files that are damaged or of others are passed over."""
+    return [attempt for path in _attempt_files(folder) if (attempt := _read_attempt(path)) is not None]
 
 
 def last_attempt(folder: Path) -> dict[str, Any] | None:
-    """Return the newest attempt, None if there is none."""
-    files = _attempt_files(folder)
-    return json.loads(files[-1].read_text()) if files else None
+    """Return the newest attempt that can be read, None if there is none."""
+    read = map(_read_attempt, reversed(_attempt_files(folder)))
+    return next((attempt for attempt in read if attempt is not None), None)
 
 
 def _attempt_files(folder: Path) -> list[Path]:
     try:
-        names = sorted(os.listdir(folder / ATTEMPTS_FOLDER))
-    except FileNotFoundError:
+        names = os.listdir(folder / ATTEMPTS_FOLDER)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [folder / ATTEMPTS_FOLDER / name for name in names if not name.startswith(".")]
+    ours = [name for name in names if ATTEMPT_FILE.fullmatch(name)]
+    return [folder / ATTEMPTS_FOLDER / name for name in sorted(ours, key=_number)]
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _read_attempt(path: Path) -> dict[str, Any] | None:
+    try:
+        attempt = read_json_file(path)
+    except (OSError, ValueError, InputError):
+        return None
+    is_ours = isinstance(attempt, dict) and isinstance(attempt.get("state"), str)
+    if not is_ours:
+        return None
+    if not isinstance(attempt.get("job"), str | None) or number(attempt.get("seconds", 0)) is None:
+        return None
+    return {**attempt, "number": _number(path.name)}
 
 
 def new_attempt(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
     """Record that an attempt begins, and return it."""
     (folder / ATTEMPTS_FOLDER).mkdir(parents=True, exist_ok=True)
     files = _attempt_files(folder)
-    number = int(files[-1].stem) + 1 if files else 1
-    attempt = {"number": number, "state": state, "started": now(), "host": os.uname().nodename, **facts}
+    count = _number(files[-1].name) + 1 if files else 1
+    attempt = {"number": count, "state": state, "started": now(), "host": os.uname().nodename, **facts}
     save_attempt(folder, attempt)
     return attempt
 
@@ -218,11 +254,27 @@ def now() -> str:
 
 def beat(folder: Path) -> None:
     """Renew the heartbeat: a harness watches the cell."""
-    path = folder / HEARTBEAT_FILE
+    touch(folder / HEARTBEAT_FILE)
+
+
+def touch(path: Path) -> None:
+    """Renew a file's time, and make it if it is not there; a link in its place is not followed."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        os.utime(path)
-    except FileNotFoundError:
-        path.touch()
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a file to append to. Raises InputError for a link in its place: what it points to is not ours."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return open(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise InputError(f"{path} must be a regular file, not a link or a pipe; move it away") from None
+        raise
 
 
 def is_beating(folder: Path) -> bool:

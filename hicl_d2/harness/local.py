@@ -17,7 +17,7 @@ from hicl_d2.harness.environment import environment
 from hicl_d2.harness.failures import OUT_OF_MEMORY, Failure
 from hicl_d2.harness.folder import write_manifest
 from hicl_d2.harness.matrix import MAIN_METRIC
-from hicl_d2.harness.results import read_result
+from hicl_d2.harness.results import number, read_result
 from hicl_d2.harness.signals import DRAIN, GO, KILL, STOP, Signals
 from hicl_d2.harness.slots import Slots
 from hicl_d2.harness.training import STOP_SECONDS, Training, command
@@ -236,5 +236,5 @@ class LocalExecutor:
 
 def headline(result: dict) -> str:
     """Return the score of a result, for a line on the console."""
-    score = result.get("metrics", {}).get("last", {}).get(MAIN_METRIC)
+    score = number(((result.get("metrics") or {}).get("last") or {}).get(MAIN_METRIC))
     return "no score" if score is None else f"mIoU {score:.1f}"

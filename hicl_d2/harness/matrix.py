@@ -1,27 +1,35 @@
 """The matrix file: its axes, and the cells that they span."""
 
 import itertools
+import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.identity import MISSING, WEIGHTS_KEY, config_digest, weights_content
 from hicl_d2.command.safe_yaml import read_yaml
 from hicl_d2.command.shipped import MATRIX, locate
 from hicl_d2.harness import ROOT
 from hicl_d2.harness.cells import AXES, Cell, Resources
 from hicl_d2.harness.configs import Configs
 from hicl_d2.harness.data import data_root, fingerprint
+from hicl_d2.harness.defaults import defaults
 from hicl_d2.harness.points import (
     Point,
     check_keys,
+    check_name,
     read_axis,
     read_mapping,
     read_overrides,
     read_point,
     read_text,
+    shown,
 )
 
 AXIS_KEYS = tuple(f"{axis}s" for axis in AXES)
@@ -38,10 +46,26 @@ KEYS = (
     "shorten",
 )
 EXCLUDE_KEYS = (*AXES, "seed")
+# What a seed of the training must be below.
+SEEDS = 2**31
+WORD = re.compile(r"\{(\w+)\}")
 INCLUDE_KEYS = (*AXES, "seeds", *TOP_KEYS)
 REPORT_KEYS = ("metrics", "compare")
 MAIN_METRIC = "sem_seg/mIoU"
 DEFAULT_METRICS = (MAIN_METRIC, "sem_seg/mAcc", "seconds/per_iteration")
+
+
+@dataclass
+class Contents:
+    """What enters the cells beside their configs: fingerprints of data sets, contents of weights and of modules, by name."""
+
+    data: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    imports: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, dict[str, str]]:
+        """Return the three mappings, those without an entry left out."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -49,8 +73,8 @@ class Matrix:
     """A matrix file, read and checked.
 
     ``baseline`` holds the names on the axes that the others are compared with: {"method": "baseline"}.
-    ``data`` is the fingerprint of every data set that could be looked at. ``compare`` are the two methods of
-    the detailed figures.
+    ``contents`` say what every data set, weights file and module of IMPORTS that could be looked at holds. ``compare`` are
+    the two methods of the detailed figures.
     """
 
     path: Path
@@ -59,7 +83,7 @@ class Matrix:
     cells: tuple[Cell, ...]
     metrics: tuple[str, ...] = DEFAULT_METRICS
     compare: tuple[str, str] | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
+    contents: "Contents" = field(default_factory=lambda: Contents())
 
     def groups(self) -> dict[tuple[str, ...], list[Cell]]:
         """Return the cells that differ in their seed alone, in the order of the file."""
@@ -90,11 +114,11 @@ class Matrix:
         return other
 
 
-def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str] | None = None) -> Matrix:
+def read_matrix(path: Path, shorten: bool = False, known: Contents | None = None) -> Matrix:
     """Read a matrix file. Its configs are paths from its own folder or from the current one, or names of the project's.
 
-    ``shorten`` puts the file's ``shorten`` overrides on top of every cell; ``known_data`` are fingerprints
-    noted before, for data sets that are not on this machine. Raises InputError, in one line, for anything
+    ``shorten`` puts the file's ``shorten`` overrides on top of every cell; ``known`` are contents noted before, for what is
+    not on this machine. Raises InputError, in one line, for anything
     that does not fit; cells that cannot run here have an ``obstacle``.
     """
     content = read_yaml(path, MATRIX, text_keys=True).content
@@ -102,10 +126,10 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
     for key in ("name", "methods", "seeds"):
         if not content.get(key):
             raise InputError(f"{path}: {key} is missing")
-    name = read_text(content, "name", str(path))
+    name = check_name(read_text(content, "name", str(path)), f"{path}: name")
     axes = [read_axis(content.get(key), f"{path}: {key}") for key in AXIS_KEYS]
     extra = _shorten(content, path) if shorten else {}
-    builder = _Builder(path, read_point("", content, str(path)), extra, known_data or {})
+    builder = _Builder(path, read_point("", content, str(path)), extra, known or Contents())
     seeds = _seeds(content["seeds"], path)
     cells = [builder.cell(points, seed) for points in itertools.product(*axes) for seed in seeds]
     cells = _excluded(cells, content.get("exclude"), path)
@@ -121,21 +145,21 @@ def read_matrix(path: Path, shorten: bool = False, known_data: Mapping[str, str]
         _baseline(content.get("baseline"), cells, path),
         tuple(cells),
         **_report(content.get("report"), cells, path),
-        data=builder.data,
+        contents=builder.contents,
     )
 
 
 class _Builder:
     """Builds the cells of a matrix; reads a file that many of them share once."""
 
-    def __init__(
-        self, path: Path, top: Point, extra: Mapping[str, Any], known_data: Mapping[str, str]
-    ) -> None:
-        self.data: dict[str, str] = {}
+    def __init__(self, path: Path, top: Point, extra: Mapping[str, Any], known: Contents) -> None:
+        self.contents = Contents()
         self._path = path
         self._top = top
         self._extra = extra
-        self._known_data = known_data
+        self._known = known
+        self._defaults = defaults()
+        self._digests: dict[tuple[Path, str], str] = {}
         self._configs = Configs()
         self._paths: dict[str, Path] = {}
         self._exists: dict[Path, bool] = {}
@@ -161,6 +185,7 @@ class _Builder:
             obstacle = f"no config {_shown(config)}"
         resources.setdefault("gpus", 0 if resolved.get("MODEL.DEVICE") == "cpu" else 1)
         data, no_data = self._look_at_data(names["dataset"], points)
+        weights = resolved.get(WEIGHTS_KEY)
         return Cell(
             **names,
             seed=seed,
@@ -171,7 +196,39 @@ class _Builder:
             resources=Resources(**resources),
             obstacle=obstacle or no_data,
             has_config=self._exists[config],
+            defaults=self._defaults,
+            weights=self._look_at_weights(weights) if isinstance(weights, str) else "",
+            imports=self._look_at_imports(resolved.get(imports.KEY)),
+            is_short=bool(self._extra),
+            digest=self._digest(config, overrides, resolved),
         )
+
+    def _digest(self, config: Path, overrides: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+        """Return the digest of a config, which cells that differ in their seed alone share."""
+        key = (config, json.dumps(overrides, sort_keys=True, default=str))
+        if key not in self._digests:
+            self._digests[key] = config_digest({**self._defaults, **resolved})
+        return self._digests[key]
+
+    def _look_at_weights(self, weights: str) -> str:
+        """Return what stands for the content of weights; of those that are not here any more, what was noted."""
+        if weights not in self.contents.weights:
+            found = weights_content(weights)
+            if found.startswith(MISSING):
+                found = self._known.weights.get(weights, found)
+            self.contents.weights[weights] = found
+        return self.contents.weights[weights]
+
+    def _look_at_imports(self, names: Any) -> dict[str, str]:
+        """Return a digest of the code of each module; that one cannot be found is for the training to say."""
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and name not in self.contents.imports:
+                try:
+                    self.contents.imports |= imports.content_of([name])
+                except InputError:
+                    self.contents.imports[name] = self._known.imports.get(name, MISSING)
+        known = self.contents.imports
+        return {name: known[name] for name in names if name in known} if isinstance(names, list) else {}
 
     def _config(self, points: Sequence[Point], names: dict[str, str]) -> Path:
         templates = [point.config for point in (self._top, *points) if point.config is not None]
@@ -181,13 +238,7 @@ class _Builder:
         words = dict(names)
         for point in (self._top, *points):
             words.update(point.words)
-        try:
-            name = templates[-1].format(**words)
-        except (KeyError, IndexError, ValueError):
-            allowed = ", ".join(f"{{{word}}}" for word in words)
-            raise InputError(
-                f"{self._path}: config {templates[-1]} may hold {allowed} and no other braces"
-            ) from None
+        name = self._filled(templates[-1], words)
         if name not in self._paths:
             is_ours = self._path.absolute().is_relative_to(
                 ROOT
@@ -195,6 +246,15 @@ class _Builder:
             places = () if is_ours else (self._path.parent, Path())
             self._paths[name] = (locate(name, folders=places) or ROOT / name).absolute()
         return self._paths[name]
+
+    def _filled(self, template: str, words: Mapping[str, str]) -> str:
+        """Return a template with its words filled in; nothing else that str.format knows is offered."""
+        parts = WORD.split(template)
+        if any("{" in text or "}" in text for text in parts[::2]) or not words.keys() >= set(parts[1::2]):
+            allowed = ", ".join(f"{{{word}}}" for word in words)
+            raise InputError(f"{self._path}: config {template} may hold {allowed} and no other braces")
+        parts[1::2] = [words[word] for word in parts[1::2]]
+        return "".join(parts)
 
     def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
         """Return the fingerprint of a data set and why it cannot be used here."""
@@ -208,10 +268,10 @@ class _Builder:
                 if found is None
                 else None
             )
-            known = found or self._known_data.get(dataset)
+            known = found or self._known.data.get(dataset)
             if known is not None:
-                self.data[dataset] = known
-        return self.data.get(dataset, ""), self._data_obstacles[dataset]
+                self.contents.data[dataset] = known
+        return self.contents.data.get(dataset, ""), self._data_obstacles[dataset]
 
 
 def _shown(path: Path) -> Path:
@@ -229,8 +289,10 @@ def _shorten(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _seeds(content: Any, path: Path | str) -> list[int]:
     is_list = isinstance(content, list) and all(type(seed) is int and seed >= 0 for seed in content)
     if not is_list or not content:
-        raise InputError(f"{path}: seeds must be a list of whole numbers from 0, not {content!r}")
-    twice = sorted({seed for seed in content if content.count(seed) > 1})
+        raise InputError(f"{path}: seeds must be a list of whole numbers from 0, not {shown(content)}")
+    if max(content) >= SEEDS:
+        raise InputError(f"{path}: seed {shown(max(content))} is too large; seeds are below {SEEDS}")
+    twice = sorted(seed for seed, times in Counter(content).items() if times > 1)
     if twice:
         raise InputError(f"{path}: seed {twice[0]} is named twice")
     return content
@@ -240,7 +302,7 @@ def _entries(content: Any, known: tuple[str, ...], place: str) -> Iterator[tuple
     if content is None:
         return
     if not isinstance(content, list) or not all(isinstance(entry, dict) and entry for entry in content):
-        raise InputError(f"{place} must be a list of entries with {', '.join(known)}, not {content!r}")
+        raise InputError(f"{place} must be a list of entries with {', '.join(known)}, not {shown(content)}")
     for number, entry in enumerate(content, 1):
         check_keys(entry, known, f"{place}: entry {number}")
         yield entry, f"{place}: entry {number}"
@@ -271,7 +333,7 @@ def _included(
     known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
     for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
         own = read_point("", entry, place)
-        names = {axis: str(entry.get(axis, "")) for axis in AXES}
+        names = {axis: check_name(entry[axis], f"{place}: {axis}") if axis in entry else "" for axis in AXES}
         points = [known[axis].get(name, Point(name)) for axis, name in names.items()]
         last = points[-1]
         points[-1] = Point(
@@ -292,11 +354,11 @@ def _baseline(content: Any, cells: list[Cell], path: Path) -> dict[str, str]:
         return {"method": cells[0].method}
     names = {"method": content} if isinstance(content, str) else content
     if not isinstance(names, dict) or not names:
-        raise InputError(f"{path}: baseline must be a method, or a name for some axes, not {content!r}")
+        raise InputError(f"{path}: baseline must be a method, or a name for some axes, not {shown(content)}")
     check_keys(names, AXES, f"{path}: baseline")
     for axis, name in names.items():
         there = {getattr(cell, axis) for cell in cells}
-        if name not in there:
+        if not isinstance(name, str) or name not in there:
             raise InputError(
                 f"{path}: baseline {name} is not one of the {axis}s{nearest_or_known(str(name), there)}"
             )
@@ -309,12 +371,12 @@ def _report(content: Any, cells: list[Cell], path: Path) -> dict[str, Any]:
     metrics = values.get("metrics", list(DEFAULT_METRICS))
     if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
         raise InputError(
-            f"{path}: report: metrics must be a list of names ({MAIN_METRIC}, ...), not {metrics!r}"
+            f"{path}: report: metrics must be a list of names ({MAIN_METRIC}, ...), not {shown(metrics)}"
         )
     methods = list(dict.fromkeys(cell.method for cell in cells))
     compare = values.get("compare", [methods[0], methods[-1]])
     if not isinstance(compare, list) or len(compare) != 2:
-        raise InputError(f"{path}: report: compare must be two methods, not {compare!r}")
+        raise InputError(f"{path}: report: compare must be two methods, not {shown(compare)}")
     for name in compare:
         if name not in methods:
             raise InputError(

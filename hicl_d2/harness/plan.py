@@ -11,7 +11,7 @@ from hicl_d2.harness import folder as files
 from hicl_d2.harness import weights
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.folder import State
-from hicl_d2.harness.results import number, read_result
+from hicl_d2.harness.results import number, result_or_none
 from hicl_d2.harness.workspace import Workspace
 
 PROBE_FOLDER = "probes"
@@ -39,7 +39,7 @@ class Estimates:
             if result is not None:
                 self._add(cell, result, cell.folder(workspace.output), "earlier runs")
         for cell, folder in probes(workspace) if (workspace.output / PROBE_FOLDER).is_dir() else ():
-            result = read_result(folder)
+            result = result_or_none(folder)
             if result is not None:
                 self._add(cell, result, folder, "a probe", first=False)
 
@@ -87,6 +87,8 @@ def probes(workspace: Workspace) -> Iterator[tuple[Cell, Path]]:
                 cell,
                 overrides={**cell.overrides, **PROBE_OVERRIDES},
                 resolved={**cell.resolved, **PROBE_OVERRIDES},
+                digest="",
+                adopted="",
             )
             yield probe, probe.folder(workspace.output / PROBE_FOLDER)
 
@@ -101,8 +103,13 @@ def missing_probes(workspace: Workspace) -> list[Cell]:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def describe(workspace: Workspace, retry: list[str], list_cells: bool = False) -> str:
-    """Return the plan as text: counts, obstacles, a row per data set, model and method, and the sums."""
+def describe(
+    workspace: Workspace, retry: list[str], list_cells: bool = False, checked: Iterable[str] = ()
+) -> str:
+    """Return the plan as text: counts, obstacles, a row per data set, model and method, and the sums.
+
+    ``checked`` are lines about the configs, which the plan only shows.
+    """
     cells = workspace.cells
     to_run = {cell.slug for cell in workspace.needed(retry)}
     estimates = Estimates(workspace)
@@ -112,6 +119,7 @@ def describe(workspace: Workspace, retry: list[str], list_cells: bool = False) -
     ]
     lines += [f"{text} ({count} cells)" for text, count in workspace.obstacles().items()]
     lines += weights.describe(workspace.needed(retry))
+    lines += [*workspace.notes(), *checked]
     if list_cells or len(cells) <= LISTED_CELLS:
         lines += ["", *(f"  {_mark(workspace.states[c.slug], c.slug in to_run)}  {c.name}" for c in cells)]
     lines += ["", _table(workspace, to_run, estimates), "", *_sums(workspace, to_run, estimates)]
@@ -120,7 +128,8 @@ def describe(workspace: Workspace, retry: list[str], list_cells: bool = False) -
 
 def _counts(workspace: Workspace, to_run: set[str]) -> str:
     counts = Counter(workspace.states[cell.slug].name for cell in workspace.cells)
-    names = (files.DONE, files.FAILED, files.RUNNING, files.QUEUED, files.STOPPED, files.BLOCKED)
+    names = [files.DONE, files.FAILED, files.RUNNING, files.QUEUED, files.STOPPED, files.BLOCKED]
+    names += [files.STALE, files.DAMAGED]
     found = [f"{counts[name]} {name}" for name in names if counts[name]]
     return f"{len(workspace.cells)} cells: {', '.join([*found, f'{len(to_run)} to run'])}"
 

@@ -1,7 +1,10 @@
 """Points on the axes of a matrix: a name with its config, overrides, words, data and resources."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath
 from typing import Any
 
 from hicl_d2.command.errors import InputError, nearest_or_known
@@ -10,6 +13,14 @@ from hicl_d2.harness.cells import Resources
 
 POINT_KEYS = ("config", "overrides", "words", "data", "resources")
 RESOURCE_KEYS = tuple(field.name for field in fields(Resources))
+# What a name may hold: it becomes a part of paths, job names, LaTeX and CSV.
+MOST_CHARACTERS = 100
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+=-]{{0,{MOST_CHARACTERS - 1}}}")
+# GPUs, processors, GiB or hours: beyond it is a slip.
+MOST_RESOURCES = 10**6
+MOST_NUMBER = 10**30
+# Characters of a value that a message shows.
+SHOWN = 120
 HARNESS_KEYS = {"SEED": "list it under seeds", "OUTPUT_DIR": "every cell gets its own"}
 
 
@@ -34,28 +45,45 @@ def read_axis(content: Any, place: str) -> list[Point]:
     if content is None:
         return [Point("")]
     if isinstance(content, list):
-        names = [_name(name, place) for name in content]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = [check_name(name, place) for name in content]
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise InputError(f"{place}: {twice[0]} is named twice")
         content = dict.fromkeys(names)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{place} must be a list of names, or names with config and overrides")
-    return [_checked(_name(name, place), value, f"{place}: {name}") for name, value in content.items()]
+    return [_checked(check_name(name, place), value, f"{place}: {name}") for name, value in content.items()]
 
 
-def _name(name: Any, place: str) -> str:
-    """Return a name, which must be text that stands in one line."""
+def check_name(name: Any, place: str) -> str:
+    """Return a name, which becomes a part of paths, job names, tables and pages as it is.
+
+    Raises InputError for anything but one path component of plain characters.
+    """
     if not isinstance(name, str):
-        raise InputError(f"{place}: a name must be text, not {name!r}; quote it, or YAML does not read it so")
-    if not name.strip() or not name.isprintable():
-        raise InputError(f"{place}: the name {name!r} must hold something, and no control characters")
+        raise InputError(
+            f"{place}: a name must be text, not {shown(name)}; quote it, or YAML does not read it so"
+        )
+    if not NAME.fullmatch(name) or name.endswith("."):
+        raise InputError(
+            f"{place}: the name {shown(name)} must be 1 to {MOST_CHARACTERS} letters (a to z), digits and . _ + = -, begin "
+            "with a letter or digit and not end with a dot (no spaces, slashes, no control characters)"
+        )
     return name
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: on one line, and not longer than that."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        return "a number of very many digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _checked(name: str, content: Any, place: str) -> Point:
     if not isinstance(content, dict | None):
-        raise InputError(f"{place} must have config and overrides, not {content!r}")
+        raise InputError(f"{place} must have config and overrides, not {shown(content)}")
     check_keys(content or {}, POINT_KEYS, place)
     return read_point(name, content or {}, place)
 
@@ -83,7 +111,7 @@ def read_text(content: Mapping[str, Any], key: str, place: str) -> str:
     """Return the text under ``key``."""
     value = content[key]
     if not isinstance(value, str):
-        raise InputError(f"{place}: {key} must be text, not {value!r}")
+        raise InputError(f"{place}: {key} must be text, not {shown(value)}")
     return value
 
 
@@ -92,17 +120,31 @@ def read_mapping(content: Any, place: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise InputError(f"{place} must be keys and values, not {content!r}")
+        raise InputError(f"{place} must be keys and values, not {shown(content)}")
     return content
 
 
 def read_overrides(content: Any, place: str) -> dict[str, Any]:
     """Return overrides of the config, flat; InputError for a key that the harness sets itself."""
     flat = flatten(read_mapping(content, place))
+    for key, value in flat.items():
+        _check_passable(key, value, place)
     for key, advice in HARNESS_KEYS.items():
         if key in flat:
             raise InputError(f"{place}: {key} is set by the harness; {advice}")
     return flat
+
+
+def _check_passable(key: str, value: Any, place: str) -> None:
+    """Raise InputError for what no command line can hold, and for numbers that no config means."""
+    items = value if isinstance(value, list | tuple) else [value]
+    for item in (key, *items):
+        if isinstance(item, str) and ("\0" in item or any("\ud800" <= letter <= "\udfff" for letter in item)):
+            raise InputError(
+                f"{place}: {shown(item)} holds characters that no command line takes; remove them"
+            )
+        if isinstance(item, int) and abs(item) > MOST_NUMBER:
+            raise InputError(f"{place}: {key} is {shown(item)}, which is too large a number")
 
 
 def _words(content: Any, place: str) -> dict[str, str]:
@@ -112,7 +154,13 @@ def _words(content: Any, place: str) -> dict[str, str]:
 def _data(content: Any, place: str) -> tuple[str, ...]:
     names = [content] if isinstance(content, str) else content or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{place} must be a list of files and folders below the data root, not {content!r}")
+        raise InputError(
+            f"{place} must be a list of files and folders below the data root, not {shown(content)}"
+        )
+    for name in names:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise InputError(f"{place}: {shown(name)} must be a file or folder below the data root")
     return tuple(names)
 
 
@@ -122,6 +170,8 @@ def _resources(content: Any, place: str) -> dict[str, Any]:
     for key, value in values.items():
         is_whole = key in ("gpus", "cpus")
         is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-        if not is_number or value < 0 or (key != "gpus" and value == 0):
-            raise InputError(f"{place}: {key} must be a {'whole ' if is_whole else ''}number, not {value!r}")
+        if not is_number or not 0 <= value <= MOST_RESOURCES or (key != "gpus" and value == 0):
+            raise InputError(
+                f"{place}: {key} must be a {'whole ' if is_whole else ''}number, not {shown(value)}"
+            )
     return values

@@ -3,15 +3,18 @@
 import contextlib
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hicl_d2.command.console import duration
+from hicl_d2.command.console import duration, printable
 
 METRICS_FILE = "metrics.json"
 STDERR_FILE = "stderr.txt"
 TAIL_BYTES = 65536
+# Characters of a line of output that are shown or kept.
+MOST_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
     score = None
     for line in reversed(lines):
         # skip a line that is cut off, being written, or without these scalars
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             entry = json.loads(line)
             if score is None and metric in entry:
                 score = float(entry[metric])
@@ -48,7 +51,7 @@ def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
 
 def tail(path: Path, start: int = 0) -> bytes:
     """Return the end of a file, from ``start`` on at the earliest; nothing if it is not there."""
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         return b""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -58,8 +61,8 @@ def tail(path: Path, start: int = 0) -> bytes:
 
 def last_line(path: Path, start: int = 0) -> str:
     """Return the last line that says something, "" if there is none."""
-    lines = tail(path, start).decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = re.split(r"[\r\n]", printable(tail(path, start).decode("utf-8", "replace").replace("\r", "\n")))
+    return next((line.strip()[:MOST_CHARACTERS] for line in reversed(lines) if line.strip()), "")
 
 
 def describe(folder: Path, total: int | None, seconds: float, start: int = 0) -> str:

@@ -2,12 +2,44 @@
 
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
+
+# Parts of a result that hold others, by name.
+SECTIONS = ("metrics", "class_iou", "seconds", "parameters", "versions", "git")
+# A state file of a cell has a few kilobytes; what is larger was not written by us.
+# Whole numbers of a result are below this.
+MOST = 10**300
+MOST_BYTES = 64 * 2**20
+
+
+def read_json_file(path: Path) -> Any:
+    """Return the content of a JSON file that others may have put there.
+
+    Raises FileNotFoundError if there is none, ValueError if it is not JSON, and InputError for what cannot be read as a
+    file: a pipe, which would be waited for, a folder, a file of gigabytes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_BYTES:
+                raise InputError(f"{path} must be a regular file of a few kilobytes; move it away")
+            text = stream.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return json.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -18,7 +50,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json_file(path)
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(result, dict) or result.get("status") != "finished":
@@ -28,21 +60,39 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{path} has schema {result.get('schema')!r} and this harness reads {RESULT_SCHEMA}; "
             "choose another --output, or move the cell's folder away"
         )
-    return result
+    return result if _is_whole(result) else None
+
+
+def result_or_none(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished training, None if there is none that can be read."""
+    try:
+        return read_result(folder)
+    except (InputError, OSError):
+        return None
+
+
+def _is_whole(result: dict[str, Any]) -> bool:
+    """Return whether what should hold figures by name does; what the figures are is looked at where they are used."""
+    sections = [result[name] for name in SECTIONS if result.get(name) is not None]
+    scores = result.get("metrics") or {}
+    return all(isinstance(section, dict) for section in sections) and all(
+        isinstance(at, dict) for at in scores.values()
+    )
 
 
 def measures(result: dict[str, Any]) -> Iterator[tuple[str, str, float | None, int | None]]:
     """Yield every number of a result as (metric, at, value, iteration); value None for nothing measured."""
-    for at, scores in result.get("metrics", {}).items():
-        iteration = scores.get("iteration")
+    metrics = result.get("metrics") or {}
+    for at, scores in metrics.items():
+        iteration = _whole(scores.get("iteration"))
         for metric, value in scores.items():
             if metric != "iteration":
                 yield metric, at, number(value), iteration
-    last = result.get("metrics", {}).get("last", {})
-    end = result.get("iterations")
-    for name, value in result.get("class_iou", {}).items():
+    last = metrics.get("last", {})
+    end = _whole(result.get("iterations"))
+    for name, value in (result.get("class_iou") or {}).items():
         if f"sem_seg/IoU-{name}" not in last:
-            yield f"sem_seg/IoU-{name}", "last", number(value), last.get("iteration")
+            yield f"sem_seg/IoU-{name}", "last", number(value), _whole(last.get("iteration"))
     for group in ("seconds", "parameters"):
         for name, value in (result.get(group) or {}).items():
             yield f"{group}/{name}", "last", number(value), end
@@ -52,4 +102,10 @@ def measures(result: dict[str, Any]) -> Iterator[tuple[str, str, float | None, i
 def number(value: Any) -> float | None:
     """Return a finite number, None for anything else: JSON has no nan, and a table shows neither."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    is_small = is_number and (isinstance(value, float) or abs(value) < MOST)
+    return float(value) if is_small and math.isfinite(value) else None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number that a table can hold, None for anything else."""
+    return value if type(value) is int and abs(value) < 2**62 else None

@@ -34,6 +34,7 @@ def describe(workspace: Workspace, *, bars: bool = False) -> str:
         cells = tuple(workspace.in_state(*ALWAYS_SHOWN))
     rows = [_row(cell, workspace.states[cell.slug], workspace.output) for cell in cells[:MOST_ROWS]]
     lines = [f"{workspace.matrix.name}: {len(workspace.cells)} cells, {summary}"]
+    lines += workspace.notes()
     if rows:
         headings: tuple[str, ...] = HEADINGS
         if bars:

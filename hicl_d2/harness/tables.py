@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hicl_d2.command.console import printable
 from hicl_d2.command.files import write_text
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import AXES
@@ -40,6 +41,8 @@ HEADINGS = {
 }
 FORMATS = {"seconds/per_iteration": "{:.3f}", "seconds/total": "{:.0f}", "peak_memory_mb": "{:.0f}"}
 NOTHING = "-"
+# What a spreadsheet takes for the beginning of a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 TOO_SMALL = "n too small"
 
 
@@ -53,7 +56,8 @@ def collect(matrix: Matrix, states: Mapping[str, State]) -> "pd.DataFrame":
         about |= dict(zip(AXES, cell.group, strict=True))
         state = states[cell.slug]
         if state.result is None:
-            rows.append({**about, "status": "failed" if state.name == files.FAILED else "missing"})
+            shown = state.name if state.name in (files.FAILED, files.STALE, files.DAMAGED) else "missing"
+            rows.append({**about, "status": shown})
             continue
         for metric, at, value, iteration in measures(state.result):
             numbers = {"metric": metric, "at": at, "value": value, "iteration": iteration}
@@ -221,7 +225,11 @@ def _markdown(frame: "pd.DataFrame") -> str:
 
 
 def _without_bar(cell: Any) -> Any:
-    return cell.replace("|", "&#124;") if isinstance(cell, str) else cell
+    """Return a cell in one line, without the border of markdown and the tags of HTML, which markdown would take over."""
+    if not isinstance(cell, str):
+        return cell
+    line = " ".join(printable(cell).split())
+    return line.replace("|", "&#124;").replace("<", "&lt;")
 
 
 def latex(frame: "pd.DataFrame") -> str:
@@ -236,13 +244,24 @@ def latex(frame: "pd.DataFrame") -> str:
 
 def write_results(rows: "pd.DataFrame", output: Path) -> None:
     """Write ``results.csv``."""
-    write_text(output / RESULTS_FILE, rows.to_csv(index=False, lineterminator="\n"))
+    write_text(output / RESULTS_FILE, _csv(rows))
+
+
+def _csv(frame: "pd.DataFrame") -> str:
+    """Return a table as CSV in which no text is a formula to a spreadsheet: such a text begins with a quote."""
+    text = frame.select_dtypes(exclude="number").columns
+    safe = frame.assign(**{name: frame[name].map(_no_formula) for name in text})
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
     """Write ``summary.csv``, ``table.md`` and ``table.tex``; published figures stand in tables of their own."""
     summary = summarise(rows, matrix)
-    write_text(output / SUMMARY_FILE, summary.to_csv(index=False, lineterminator="\n"))
+    write_text(output / SUMMARY_FILE, _csv(summary))
     ours, theirs = comparison(rows, matrix), published(matrix)
     text = f"{_markdown(ours)}\n"
     source = f"{latex(ours)}\n"

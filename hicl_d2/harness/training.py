@@ -14,7 +14,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.layout import RESULT
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
-from hicl_d2.harness.failures import TIME_OUT, Failure, classify
+from hicl_d2.harness.failures import NO_RESULT, TIME_OUT, Failure, classify
 from hicl_d2.harness.progress import STDERR_FILE, describe, last_line, tail
 from hicl_d2.harness.results import read_result
 from hicl_d2.harness.slots import Slot
@@ -56,7 +56,11 @@ class Training:
         variables = {**os.environ, **slot.variables(), CELL_VARIABLE: str(self.folder.resolve())}
         # A result that is here is damaged (a whole one is not run again); the training would take it for its own.
         (self.folder / RESULT).unlink(missing_ok=True)
-        with held, (self.folder / "stdout.txt").open("ab") as out, self._errors.open("ab") as errors:
+        with (
+            held,
+            files.open_log(self.folder / "stdout.txt") as out,
+            files.open_log(self._errors) as errors,
+        ):
             # A session of its own, so that Ctrl-C reaches the harness alone, which stops the training in order.
             self.process = subprocess.Popen(
                 words,
@@ -120,8 +124,11 @@ class Training:
         return failure
 
     def _failure(self) -> Failure | None:
-        if read_result(self.folder) is not None:
-            return None
+        try:
+            if read_result(self.folder) is not None:
+                return None
+        except InputError as error:
+            return Failure(NO_RESULT, str(error))
         if self._is_late:
             return Failure(TIME_OUT, f"it took longer than {self.cell.resources.timeout_hours:g} hours")
         if self._is_stopped:

@@ -11,19 +11,22 @@ from hicl_d2.command.console import Console
 from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.files import occupied
 from hicl_d2.command.interrupts import Interrupted
-from hicl_d2.harness import clean, plan, status, weights
+from hicl_d2.harness import checks, clean, plan, status, weights
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.failures import RULES
 from hicl_d2.harness.local import LocalExecutor, Outcome, headline
 from hicl_d2.harness.signals import Signals
-from hicl_d2.harness.slots import find_slots
+from hicl_d2.harness.slots import Slots, find_slots
 from hicl_d2.harness.training import end_strays
-from hicl_d2.harness.workspace import Workspace, claim, open_workspace
+from hicl_d2.harness.workspace import FOLDER_FILE, Workspace, claim, open_workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WATCH_SECONDS = 5.0
+STALE = files.STALE
+# What --retry names beside the kinds of failure.
+RETRIED = (files.FAILED, STALE)
 
 
 def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
@@ -31,8 +34,20 @@ def plan_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     if options.probe:
         _probe(workspace, options, console, signals)
-    console.show(plan.describe(workspace, options.retry, options.list))
+    _show_plan(workspace, options, console)
     return 0
+
+
+def _show_plan(workspace: Workspace, options: Namespace, console: Console) -> None:
+    slots = find_slots(options.gpus, 1, 1)
+    try:
+        checked = _check_configs(workspace, options, console, slots, checks.PLAN_CHECKS)
+        lines = _check_lines(checked, options)
+        if not options.dry_run and (workspace.output / FOLDER_FILE).is_file():
+            checks.keep(checked, workspace.output)
+    except InputError as error:  # no answer; the rest of the plan is none the worse
+        lines = [str(error)]
+    console.show(plan.describe(workspace, options.retry, options.list, lines))
 
 
 def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
@@ -40,21 +55,26 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
     if not options.train_script.is_file():
         raise InputError(f"--train-script {options.train_script} does not exist")
     for what in options.retry:
-        if what != "failed" and what not in RULES:
+        if what not in (*RETRIED, *RULES):
             raise InputError(
-                f"--retry {what} is no kind of failure{nearest_or_known(what, ['failed', *RULES])}"
+                f"--retry {what} is no kind of failure{nearest_or_known(what, [*RETRIED, *RULES])}"
             )
     slots = find_slots(options.gpus, options.per_gpu, options.slots)
     workspace = _open(options)
     if options.dry_run:
-        console.show(plan.describe(workspace, options.retry, options.list))
+        _show_plan(workspace, options, console)
         return 0
-    _check_obstacles(workspace)
-    weights.check(workspace.needed(options.retry))
+    _check_older_scheme(workspace, options.retry)
+    if not options.skip_broken:
+        _check_obstacles(workspace)
+        weights.check(workspace.needed(options.retry))
+    checked = _check_configs(workspace, options, console, slots)
+    left_out = _left_out(workspace, options, checked, console)
     output = workspace.output
     output.mkdir(parents=True, exist_ok=True)
     with occupied(output, _busy(output)):
         claim(workspace)
+        checks.keep(checked, output)
         strays = end_strays(output)
         if strays:
             console.say(f"ended {strays} trainings that an earlier run had left behind")
@@ -62,7 +82,9 @@ def run_verb(options: Namespace, console: Console, signals: Signals) -> int:
         workspace = _open(options)
         labels = _labels(workspace)
         _say_kept(workspace, labels, console)
-        cells = workspace.needed(options.retry)
+        for line in workspace.notes():
+            console.say(line)
+        cells = [cell for cell in workspace.needed(options.retry) if cell.name not in left_out]
         try:
             if options.executor == "slurm":
                 from hicl_d2.harness.cluster import SlurmExecutor
@@ -101,6 +123,58 @@ def _check_obstacles(workspace: Workspace) -> None:
         )
 
 
+def _check_older_scheme(workspace: Workspace, retry: list[str]) -> None:
+    """Raise InputError if a chosen cell has a folder whose identity cannot be compared, unless it is to be trained anew."""
+    older = workspace.of_older_scheme()
+    if older and STALE not in retry:
+        raise InputError(f"{workspace.earlier[older[0].slug].text} ({len(older)} cells)")
+
+
+def _check_configs(
+    workspace: Workspace, options: Namespace, console: Console, slots: Slots, most: int | None = None
+) -> checks.Checked:
+    """Ask the train script about the configs of all cells that would run and have no other obstacle."""
+    needed = workspace.needed(options.retry)
+    absent = weights.missing(needed)
+    cells = [c for c in needed if c.obstacle is None and c.resolved.get(weights.KEY) not in absent]
+    gpus = slots.gpus if options.executor == "local" else 1
+    return checks.check(cells, options.train_script, workspace.output, gpus, console, most)
+
+
+def _check_lines(checked: checks.Checked, options: Namespace) -> list[str]:
+    if not checks.is_asked(options.train_script):
+        return [f"configs are not checked: {options.train_script} is not the project's train script"]
+    lines = checked.lines()
+    if checked.unasked:
+        lines.append(
+            f"{checked.unasked} configs are not checked yet; run checks all before it starts the first"
+        )
+    return lines
+
+
+def _left_out(
+    workspace: Workspace, options: Namespace, checked: checks.Checked, console: Console
+) -> set[str]:
+    """Return the names of cells that cannot run. Raises InputError if there are some, unless they are to be skipped."""
+    broken = [cell for cells in checked.broken.values() for cell in cells]
+    for line in checked.lines():
+        console.say(line)
+    if broken and not options.skip_broken:
+        raise InputError(
+            f"{len(broken)} cells cannot run, for {len(checked.broken)} reasons; nothing was started: put them right, or "
+            "run the other cells with --skip-broken"
+        )
+    if options.skip_broken:
+        needed = workspace.needed(options.retry)
+        absent = weights.missing(needed)
+        for text, count in workspace.obstacles().items():
+            console.say(f"{text} ({count} cells)")
+        for text in absent.values():
+            console.say(text)
+        broken += [c for c in needed if c.obstacle is not None or c.resolved.get(weights.KEY) in absent]
+    return {cell.name for cell in broken}
+
+
 def _labels(workspace: Workspace) -> dict[str, str]:
     total = len(workspace.cells)
     return {cell.slug: f"[{number}/{total}] {cell.name}" for number, cell in enumerate(workspace.cells, 1)}
@@ -128,6 +202,8 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
         if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:
             console.show(f"pictures of {cell.name}: {pictures}")
     console.show(f"results: {workspace.output / 'results.csv'}")
+    for cell in workspace.in_state(files.DAMAGED):
+        console.say(workspace.states[cell.slug].note)
     failed = workspace.in_state(files.FAILED)
     again = [cell for cell in failed if cell.slug not in outcome.failed]
     if again:
@@ -135,6 +211,8 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
             f"{len(again)} cells failed in an earlier run and were left; --retry failed tries them again"
         )
     is_whole = len(workspace.in_state(files.DONE)) == len(workspace.cells)
+    if workspace.in_state(files.DAMAGED):
+        return 2
     return 0 if is_whole and outcome.left_out is None else 1
 
 
@@ -182,6 +260,8 @@ def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
     from hicl_d2.harness.tables import collect, markdown, write_results, write_tables
 
     workspace = _open(options)
+    for line in workspace.notes():
+        console.say(line)
     rows = collect(workspace.matrix, workspace.states)
     if options.against is not None:  # another look at the same results: their files stay as they are
         console.show(markdown(rows, workspace.matrix.against(options.against)))
@@ -202,6 +282,8 @@ def report_verb(options: Namespace, console: Console, signals: Signals) -> int:
     if options.dry_run:
         console.show(f"would write {workspace.output / 'report.html'}")
         return 0
+    for line in workspace.notes():
+        console.say(line)
     workspace.output.mkdir(parents=True, exist_ok=True)
     console.show(f"report: {write_report(workspace)}")
     return 0
@@ -212,15 +294,31 @@ def clean_verb(options: Namespace, console: Console, signals: Signals) -> int:
     workspace = _open(options)
     if not workspace.output.is_dir():
         raise InputError(f"{workspace.output} does not exist")
+    clean.check_claimed(workspace)
     with occupied(workspace.output, _busy(workspace.output)):
-        total = 0
-        for path in clean.find(workspace, options.orphans):
-            total += clean.size(path)
-            console.say(f"{'would remove' if options.dry_run else 'removed'} {path}")
-            if not options.dry_run:
-                clean.remove(path)
-    console.show(f"{total / 1e9:.3g} GB{' to gain' if options.dry_run else ' gained'}")
+        found = list(clean.find(workspace, options.orphans))
+        total = sum(map(clean.size, found)) / 1e9
+        for path in found:
+            console.say(f"{'would remove' if options.dry_run else 'to remove:'} {path}")
+        if options.dry_run or not found:
+            console.show(f"{total:.3g} GB to gain")
+            return 0
+        if not options.yes and not _agrees(f"remove these {len(found)} files and folders ({total:.3g} GB)?"):
+            raise InputError("nothing was removed; --yes removes what is listed without asking")
+        for path in found:
+            clean.remove(path)
+        clean.clear_probes(workspace)
+    console.show(f"{total:.3g} GB gained")
     return 0
+
+
+def _agrees(question: str) -> bool:
+    """Return whether the user says yes; who has no terminal is not asked and does not."""
+    if not sys.stdin.isatty():
+        return False
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def gate_verb(options: Namespace, console: Console, signals: Signals) -> int:

@@ -10,6 +10,8 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.harness.cells import Cell
 
 KEY = "MODEL.WEIGHTS"
+# Weights in an installed package, which the training finds.
+PACKAGE = "package://"
 
 
 class Need(NamedTuple):
@@ -36,6 +38,8 @@ def needs(cells: Iterable[Cell]) -> list[Need]:
 
 
 def _need(weights: str, cells: int) -> Need | None:
+    if weights.startswith(PACKAGE):  # whose check names what is missing
+        return None
     if not is_address(weights):
         if local_file(weights).exists():
             return None
@@ -55,6 +59,11 @@ def _need(weights: str, cells: int) -> Need | None:
         f"weights {weights} will be fetched {how}; without a connection put {place.name} into {place.parent}"
     )
     return Need(weights, cells, text, False)
+
+
+def missing(cells: Iterable[Cell]) -> dict[str, str]:
+    """Return the weights that cannot be had, and why."""
+    return {need.weights: need.text for need in needs(cells) if need.is_missing}
 
 
 def describe(cells: Iterable[Cell]) -> list[str]:

@@ -1,19 +1,22 @@
 """The folder of a matrix: which matrix it belongs to, fingerprints of its data, and the cells of a command."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
+from hicl_d2.command.identity import MISSING
 from hicl_d2.command.shipped import MATRIX, find
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.folder import State, states
-from hicl_d2.harness.matrix import Matrix, read_matrix
+from hicl_d2.harness.matrix import Contents, Matrix, read_matrix
+from hicl_d2.harness.results import read_json_file
+from hicl_d2.harness.stale import Earlier, earlier_folders
 
 FOLDER_FILE = "matrix.json"
 FOLDER_SCHEMA = 1
@@ -21,12 +24,16 @@ FOLDER_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Workspace:
-    """A matrix, its folder, the cells that ``--only`` chose, and the state of every cell by slug."""
+    """A matrix, its folder, the cells that ``--only`` chose, and the state of every cell by slug.
+
+    ``earlier`` are the folders of cells that were trained with another identity, by today's slug.
+    """
 
     matrix: Matrix
     output: Path
     cells: tuple[Cell, ...]
     states: Mapping[str, State]
+    earlier: Mapping[str, Earlier] = field(default_factory=dict)
 
     def in_state(self, *names: str) -> list[Cell]:
         """Return the chosen cells that are in one of these states."""
@@ -44,7 +51,7 @@ class Workspace:
                 asked = "failed" in retry or state.failure.kind in retry
                 if state.failure.rule.again or asked:
                     found.append(cell)
-            elif state.name not in (files.DONE, files.BLOCKED):
+            elif state.name not in (files.DONE, files.BLOCKED, files.DAMAGED):
                 found.append(cell)
         return found
 
@@ -56,6 +63,16 @@ class Workspace:
                 found[cell.obstacle] = found.get(cell.obstacle, 0) + 1
         return found
 
+    def notes(self) -> list[str]:
+        """Return a line for each kind of chosen cell that is stale or damaged: how many, why, and what becomes of it."""
+        kinds = Counter(self.earlier[cell.slug].text for cell in self.in_state(files.STALE))
+        lines = [f"{text} ({count} cells)" for text, count in kinds.items()]
+        return lines + [self.states[cell.slug].note for cell in self.in_state(files.DAMAGED)]
+
+    def of_older_scheme(self) -> list[Cell]:
+        """Return the chosen cells whose only folder has an identity that cannot be compared with today's."""
+        return [cell for cell in self.in_state(files.STALE) if self.earlier[cell.slug].is_of_older_scheme]
+
 
 def open_workspace(matrix_file: Path, output: Path | None, shorten: bool, only: Sequence[str]) -> Workspace:
     """Read the matrix, given by path or name, and the states of its cells; nothing is written.
@@ -66,10 +83,38 @@ def open_workspace(matrix_file: Path, output: Path | None, shorten: bool, only: 
     matrix = read_matrix(matrix_file, shorten)
     output = output if output is not None else Path("output") / matrix.name
     note = _read_note(output, matrix.name)
-    known = note.get("data", {})
-    if known and any(name not in matrix.data for name in known):
+    known = _known(note)
+    if _says_more(known, matrix.contents):
         matrix = read_matrix(matrix_file, shorten, known)
-    return Workspace(matrix, output, choose(matrix, only), states(matrix.cells, output))
+    adopted, earlier = earlier_folders(matrix.cells, output)
+    if adopted:
+        cells = (replace(cell, adopted=adopted.get(cell.slug, "")) for cell in matrix.cells)
+        matrix = replace(matrix, cells=tuple(cells))
+    found = states(matrix.cells, output)
+    for slug, before in earlier.items():
+        if found[slug].name == files.WAITING:
+            found[slug] = State(files.STALE, note=before.text)
+    stale = {slug: before for slug, before in earlier.items() if found[slug].name == files.STALE}
+    return Workspace(matrix, output, choose(matrix, only), found, stale)
+
+
+def _known(note: Mapping[str, Any]) -> Contents:
+    """Return what the folder's note says of contents; text alone, whatever else is there."""
+    known = Contents()
+    for name, values in vars(known).items():
+        noted = note.get(name)
+        items = noted.items() if isinstance(noted, dict) else ()
+        values.update({key: value for key, value in items if isinstance(value, str)})
+    return known
+
+
+def _says_more(known: Contents, found: Contents) -> bool:
+    """Return whether the note knows the content of something that is not here."""
+    return (
+        bool(known.data.keys() - found.data.keys())
+        or any(text.startswith(MISSING) and name in known.weights for name, text in found.weights.items())
+        or any(text == MISSING and name in known.imports for name, text in found.imports.items())
+    )
 
 
 def choose(matrix: Matrix, only: Sequence[str]) -> tuple[Cell, ...]:
@@ -94,7 +139,11 @@ def claim(workspace: Workspace) -> None:
     path = workspace.output / FOLDER_FILE
     matrix = workspace.matrix
     note = _read_note(workspace.output, matrix.name)
-    new = {"schema": FOLDER_SCHEMA, "matrix": matrix.name, "data": {**note.get("data", {}), **matrix.data}}
+    contents = _known(note)
+    for name, values in vars(matrix.contents).items():
+        there = {key: value for key, value in values.items() if not value.startswith(MISSING)}
+        getattr(contents, name).update(there)
+    new = {"schema": FOLDER_SCHEMA, "matrix": matrix.name, "data": {}, **contents.as_json()}
     if new != note:
         write_json(path, new)
 
@@ -103,14 +152,14 @@ def _read_note(output: Path, name: str) -> dict[str, Any]:
     """Return the folder's note, empty if it has none; InputError if it is damaged or of another matrix."""
     path = output / FOLDER_FILE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        if output.exists() and not output.is_dir():
+            raise InputError(f"--output {output} is not a folder; choose another one")
+        note = read_json_file(path)
         owner, schema = note["matrix"], note["schema"]
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; remove it if {output} holds the matrix {name}") from None
-    except NotADirectoryError:
-        raise InputError(f"--output {output} is not a folder; choose another one") from None
     if owner != name:
         raise InputError(f"{output} holds the matrix {owner}, not {name}; choose another --output")
     if schema != FOLDER_SCHEMA:

@@ -16,6 +16,7 @@ from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
 from hicl_d2.d2.utils import collect_env_info, comm
+from hicl_d2.data.fingerprint import fingerprint
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import unseen_classes
 from hicl_d2.engine.checkpoint import Checkpoints
@@ -25,7 +26,14 @@ from hicl_d2.evaluation.metrics import flat
 from hicl_d2.modeling.settings import gives_semantics
 from hicl_d2.run import processes, result
 from hicl_d2.run.logs import RunLog, run_log
-from hicl_d2.run.manifest import changes_on_resume, config_hash, read_manifest, write_manifest
+from hicl_d2.run.manifest import (
+    changes_on_resume,
+    check_standing,
+    config_hash,
+    read_manifest,
+    standing,
+    write_manifest,
+)
 from hicl_d2.run.setup import configure_torch, device_in_words, resolve, resolve_device
 from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
@@ -56,13 +64,21 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
             _train(cfg, resolved, args, log)
 
 
+def _data(cfg: CfgNode) -> dict[str, str]:
+    """Return the fingerprint of each data set that ``cfg`` names."""
+    return {name: fingerprint(name) for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])}
+
+
 def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    found = standing(cfg, args.resume) if comm.is_main_process() else None
     trainer = Trainer(resolved)
     changes = _changes(cfg, resolved, trainer) if args.resume else []
     trainer.resume_or_load(resume=args.resume)
     _make_output(resolved)
     busy = f"another process is running in {resolved.OUTPUT_DIR}; wait for it or choose another OUTPUT_DIR"
     with occupied(resolved.OUTPUT_DIR, busy) if comm.is_main_process() else nullcontext():
+        if found is not None:
+            check_standing(cfg, args.resume, found)
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
             _describe_run(cfg, resolved, trainer)
@@ -89,6 +105,7 @@ def _changes(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> list[str]:
         comm.get_world_size(),
         device=resolved.MODEL.DEVICE,
         images=trainer.data_loader.num_images,
+        data=_data(cfg),
     )
 
 
@@ -101,6 +118,7 @@ def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
         comm.get_world_size(),
         device=resolved.MODEL.DEVICE,
         images=trainer.data_loader.num_images,
+        data=_data(cfg),
     )
     write_text(Path(resolved.OUTPUT_DIR) / "config.yaml", resolved.dump())
 

@@ -267,16 +267,25 @@ def test_status_and_clean(bench):
     foreign = (".result.json.1.tmp", ".hicl_d2-notes.tmp")
     for name in ("model_0000001.pth", "model_final.pth", left, *foreign):
         (folder / name).write_text("x")
-    (bench.output / "cells" / "orphan").mkdir()
+    (bench.output / "cells" / "strange").mkdir()
     dry = bench.run("--dry-run", verb="clean")
     assert "would remove" in dry.stderr
     assert (folder / "model_0000001.pth").exists()
-    assert bench.run(verb="clean").returncode == 0
+    asked = bench.run(verb="clean")
+    assert asked.returncode == 2
+    assert "nothing was removed; --yes removes what is listed" in asked.stderr
+    assert (folder / "model_0000001.pth").exists()
+    assert bench.run("--yes", verb="clean").returncode == 0
     assert not (folder / "model_0000001.pth").exists()
     assert not (folder / left).exists()
     assert all((folder / name).exists() for name in foreign)
     assert (folder / "model_final.pth").exists()
     assert (folder / "result.json").exists()
-    assert (bench.output / "cells" / "orphan").exists()
-    bench.run("--orphans", verb="clean")
-    assert not (bench.output / "cells" / "orphan").exists()
+    bench.matrix(seeds=[2])
+    assert bench.run("--only", "*ours*").returncode == 0
+    assert bench.run("--yes", verb="clean").returncode == 0
+    assert folder.exists()
+    bench.run("--orphans", "--yes", verb="clean")
+    assert not folder.exists()
+    assert (bench.output / "cells" / "strange").exists()
+    assert len(bench.folders()) == 1

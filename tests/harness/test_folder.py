@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.layout import PLACE_KEYS
+from hicl_d2.config import flat_defaults
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.failures import KILLED, OUT_OF_MEMORY, RULES, Failure, classify
 from hicl_d2.harness.matrix import read_matrix
@@ -26,12 +28,9 @@ def test_a_manifest_says_what_the_cell_is_and_where_it_came_from_and_is_written_
     files.write_manifest(cell, "test", bench.output, ["train", "it"])
     path = cell.folder(bench.output) / "cell.json"
     content = json.loads(path.read_text())
-    assert content["config"] == {
-        "SOLVER.MAX_ITER": 3,
-        "SOLVER.BASE_LR": 0.01,
-        "MODEL.META_ARCHITECTURE": "A",
-        "SEED": 1,
-    }
+    named = {"SOLVER.MAX_ITER": 3, "SOLVER.BASE_LR": 0.01, "MODEL.META_ARCHITECTURE": "A", "SEED": 1}
+    defaults = {key: value for key, value in flat_defaults().items() if key not in PLACE_KEYS}
+    assert content["config"] == {**defaults, **named}
     assert content["command"] == ["train", "it"]
     assert content["seed"] == 1
     assert content["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

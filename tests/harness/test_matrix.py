@@ -227,11 +227,20 @@ def test_two_spellings_of_a_value_are_one_value(bench):
     assert len({cells(bench, overrides=overrides)[0].hash for overrides in spellings}) == 1
 
 
-def test_the_place_of_weights_does_not_count_and_their_name_does(bench):
+def test_the_content_of_weights_counts_and_neither_their_place_nor_their_name(bench):
     def first(weights):
-        return cells(bench, overrides={"MODEL.WEIGHTS": weights})[0].hash
+        return cells(bench, overrides={"MODEL.WEIGHTS": str(weights)})[0].hash
 
-    assert first("/data/R-50.pkl") == first("detectron2://x/R-50.pkl") != first("/data/R-101.pkl")
+    files = [bench.folder / name / "model_final.pth" for name in ("a", "b", "c")]
+    for file, content in zip(files, ("one", "two", "one"), strict=True):
+        file.parent.mkdir()
+        file.write_text(content)
+    one, two, again = map(first, files)
+    assert one == again != two
+    files[1].write_text("one")
+    assert first(files[1]) == one
+    assert first(f"{files[0]}?matching_heuristics=True") != one
+    assert len({first(f"detectron2://x/{name}.pkl") for name in ("R-50", "R-101")} | {first("")}) == 3
 
 
 def test_resources_come_from_all_axes_and_a_cpu_config_needs_no_gpu(bench):

@@ -24,8 +24,10 @@ def read_curve(folder: Path, name: str) -> "pd.Series":
     import pandas as pd
 
     found: dict[int, float] = {}
+    path = folder / METRICS_FILE
     try:
-        lines = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        is_file = path.is_file()  # a pipe would be waited for
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if is_file else []
     except OSError:
         lines = []
     for line in lines:
@@ -33,7 +35,7 @@ def read_curve(folder: Path, name: str) -> "pd.Series":
             entry = json.loads(line)
             added = float(entry.get(ADDED, 0.0)) if name == LOSS else 0.0
             found[int(entry["iteration"]) + 1] = float(entry[name]) - added
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # another scalar, or a line that was cut off
     return pd.Series(found, dtype=float).sort_index()
 

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_path, write_text
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
@@ -62,6 +63,8 @@ def _summary(workspace: Workspace) -> str:
 
 
 def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str, str]]:
+    from matplotlib import rc_context
+
     matrix = workspace.matrix
     summary = summarise(rows, matrix)
     yield "Results", _results(workspace, rows)
@@ -82,9 +85,10 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
     ):
         drawn = ""
         for place in places:
-            figure = _draw(draw, workspace, rows, summary, place)
-            if figure is not None:
-                drawn += _figure(figure, draw, place, workspace.output, with_title=len(places) > 1)
+            with rc_context(plots.STYLE):  # while it is drawn and when it is saved
+                figure = _draw(draw, workspace, rows, summary, place)
+                if figure is not None:
+                    drawn += _figure(figure, draw, place, workspace.output, with_title=len(places) > 1)
         if drawn:
             yield title, f"<p>{note}</p>{drawn}"
     shown = "".join(_pictures(workspace, place) for place in places)
@@ -124,7 +128,7 @@ def _results(workspace: Workspace, rows: "pd.DataFrame") -> str:
 
 def _table(frame: "pd.DataFrame", name: str) -> str:
     html = frame.to_html(index=False, border=0, table_id=name, na_rep="")
-    html = re.sub(r"<td>((?:missing|failed)[^<]*)</td>", r'<td class="absent">\1</td>', html)
+    html = re.sub(r"<td>((?:missing|failed|stale|damaged)[^<]*)</td>", r'<td class="absent">\1</td>', html)
     html = re.sub(r"<td>(\+[^<]*)</td>", r'<td class="gain">\1</td>', html)
     html = re.sub(r"<td>(-\d[^<]*)</td>", r'<td class="loss">\1</td>', html)
     return f'<div class="scroll">{html}</div>'
@@ -154,12 +158,15 @@ def _pictures(workspace: Workspace, place: plots.Place) -> str:
             f'<figcaption><b class="{sign}">{pair.gain:+.1f}</b> {escape(pair.image)}, seed {pair.seed}: '
             f"{escape(first)} {pair.first_score:.1f}, {escape(second)} {pair.second_score:.1f}</figcaption>"
         )
-        images = "".join(
-            f'<div><span>{escape(name)}</span><img loading="lazy" alt="{escape(name)}" src="{data_url(path)}"></div>'
-            for name, path in ((first, pair.first), (second, pair.second))
-        )
+        images = "".join(_image(name, path) for name, path in ((first, pair.first), (second, pair.second)))
         parts.append(f'<figure class="pair">{head}{images}</figure>')
     return "".join(parts)
+
+
+def _image(name: str, path: Path) -> str:
+    url = data_url(path)
+    shown = f'<img loading="lazy" alt="{escape(name)}" src="{url}">' if url else "(cannot be read)"
+    return f"<div><span>{escape(name)}</span>{shown}</div>"
 
 
 def _provenance(workspace: Workspace) -> str:
@@ -172,7 +179,7 @@ def _provenance(workspace: Workspace) -> str:
 def _provenance_row(cell: Cell, workspace: Workspace) -> str:
     folder = cell.folder(workspace.output)
     state = workspace.states[cell.slug]
-    manifest: dict[str, Any] = files.read_manifest(folder) or {}
+    manifest = _manifest(folder)
     result = state.result or {}
     git = manifest.get("git") or {}
     commit = f"{(git.get('commit') or '')[:10]}{' + changes' if git.get('dirty') else ''}"
@@ -190,6 +197,14 @@ def _provenance_row(cell: Cell, workspace: Workspace) -> str:
         str(len(files.attempts(folder))),
     ]
     return f"<tr><td>{details}</td>{''.join(f'<td>{content}</td>' for content in cells)}</tr>"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a cell, empty if it has none that can be read: the others are shown all the same."""
+    try:
+        return files.read_manifest(folder) or {}
+    except InputError:
+        return {}
 
 
 def _anchor(title: str) -> str:

@@ -2,12 +2,13 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.harness.cells import Cell
+from hicl_d2.harness.results import number, read_json_file
 from hicl_d2.harness.workspace import Workspace
 
 SCORES_FILE = "scores.json"
@@ -56,25 +57,30 @@ def _pairs(workspace: Workspace, place: tuple[str, str]) -> Iterator[Pair]:
         ours, theirs = _scores(cell, workspace.output), _scores(other, workspace.output)
         for image in sorted(set(ours) & set(theirs)):
             one, two = (c.folder(workspace.output) / "pictures" / f"{image}.png" for c in (cell, other))
-            if one.exists() and two.exists():
+            if one.is_file() and two.is_file():
                 yield Pair(image, one, two, ours[image], theirs[image], seed)
 
 
 def _scores(cell: Cell, output: Path) -> dict[str, float]:
     try:
-        content = json.loads((cell.folder(output) / "pictures" / SCORES_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json_file(cell.folder(output) / "pictures" / SCORES_FILE)
+    except (OSError, ValueError, InputError):
         return {}
-    return {name: value for name, value in content.items() if isinstance(value, int | float)}
+    scores = content if isinstance(content, dict) else {}
+    found = {name: number(value) for name, value in scores.items() if Path(name).name == name}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def data_url(path: Path) -> str:
-    """Return a picture for use within a page, reduced to what a page shows."""
+    """Return a picture for use within a page, reduced to what a page shows; "" for one that cannot be read."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((WIDTH, WIDTH))
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=85)
+    stream = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((WIDTH, WIDTH))
+            small.save(stream, "JPEG", quality=85)
+    except Exception:  # a decoder raises what it likes, and one picture is no reason to have no report
+        return ""
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

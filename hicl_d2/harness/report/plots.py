@@ -36,6 +36,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "run_matrix",
+    # Names are text: a dollar sign begins no formula, which might be broken.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 
