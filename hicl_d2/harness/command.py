@@ -65,6 +65,21 @@ def _arguments(arguments: Sequence[str] | None, tool: str) -> argparse.Namespace
     option("--dry-run", action="store_true", help="say what would be done, and do nothing")
     option("--shorten", action="store_true", help="the few iterations of the matrix's shorten, for a check")
 
+    _add_run_options(parser)
+    other = parser.add_argument_group("other verbs").add_argument
+    other("--probe", action="store_true", help="plan: train ten iterations of each kind for an estimate")
+    other("--list", action="store_true", help="plan: a line for every cell")
+    other(
+        "--against", metavar="NAME", help="table: show differences to this method or ablation; write nothing"
+    )
+    other("--watch", action="store_true", help="status: again every few seconds, until all is done")
+    other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
+    other("--yes", action="store_true", help="clean: remove what it lists without asking")
+    other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")
+    return parser.parse_args(arguments)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run").add_argument
     run(
         "--retry",
@@ -101,15 +116,3 @@ def _arguments(arguments: Sequence[str] | None, tool: str) -> argparse.Namespace
         help="wall time of a job; it is queued again after",
     )
     run("--train-script", type=Path, default=TRAIN_SCRIPT, metavar="FILE", help="what trains a cell")
-
-    other = parser.add_argument_group("other verbs").add_argument
-    other("--probe", action="store_true", help="plan: train ten iterations of each kind for an estimate")
-    other("--list", action="store_true", help="plan: a line for every cell")
-    other(
-        "--against", metavar="NAME", help="table: show differences to this method or ablation; write nothing"
-    )
-    other("--watch", action="store_true", help="status: again every few seconds, until all is done")
-    other("--orphans", action="store_true", help="clean: also cells that the matrix does not have any more")
-    other("--yes", action="store_true", help="clean: remove what it lists without asking")
-    other("--expected", type=Path, default=EXPECTED_FILE, metavar="FILE", help="gate: what is expected")
-    return parser.parse_args(arguments)

@@ -162,8 +162,9 @@ def _sums(workspace: Workspace, to_run: set[str], estimates: Estimates) -> Itera
     disk = sum(cost.size for _, cost in known) / 1e9
     free = _free_space(workspace.output) / 1e9
     if runs:
-        yield f"estimate: {gpu_hours:.3g} GPU hours, {disk:.3g} GB of disk ({free:.0f} GB free)"
         unknown = len(runs) - len(known)
+        what = f"{gpu_hours:.3g} GPU hours, {disk:.3g} GB of disk" if known else "GPU hours and disk unknown"
+        yield f"estimate: {what} ({free:.0f} GB free)"
         if unknown:
             yield f"without {unknown} cells that nothing is known of: plan --probe trains ten iterations of each kind"
 

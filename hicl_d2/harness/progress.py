@@ -40,6 +40,8 @@ def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
         # skip a line that is cut off, being written, or without these scalars
         with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             entry = json.loads(line)
+            if not isinstance(entry, dict):
+                continue
             if score is None and metric in entry:
                 score = float(entry[metric])
             if newest is None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 # Under this many pairs no difference can reach p < 0.05: the smallest two-sided p is 2 / 2^n.
 ENOUGH_PAIRS = 5
+# Under this many pairs a percentile interval is none: of nominal 95 % it covers 48 % at 2 pairs, 74 % at 3, 83 % at 5, and
+# 86 % from here on (normal data).
+ENOUGH_FOR_INTERVAL = 6
 LEVEL = 0.95
 # Up to these counts all resamples (as multisets) and all sign patterns are enumerated; beyond, DRAWS are drawn.
 EXACT_BOOTSTRAP = 8

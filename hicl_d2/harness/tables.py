@@ -12,7 +12,13 @@ from hicl_d2.harness.folder import State
 from hicl_d2.harness.matrix import Matrix
 from hicl_d2.harness.reference import published
 from hicl_d2.harness.results import measures
-from hicl_d2.harness.statistics import ENOUGH_PAIRS, bootstrap_interval, holm, sign_flip_p
+from hicl_d2.harness.statistics import (
+    ENOUGH_FOR_INTERVAL,
+    ENOUGH_PAIRS,
+    bootstrap_interval,
+    holm,
+    sign_flip_p,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +76,7 @@ def summarise(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     """Return a row per data set, model, method, ablation, metric and time of measuring.
 
     Mean, standard deviation (n - 1) and range over the seeds; the mean difference to the baseline over the
-    seeds that both have, its bootstrap interval and sign-flip p, adjusted over the rows that are compared
+    seeds that both have, its bootstrap interval (from six pairs on) and sign-flip p, adjusted over the rows that are compared
     with the same baseline.
     """
     import pandas as pd
@@ -120,8 +126,9 @@ def _difference(
     if not len(paired):
         return {}
     found = {"diff": float(paired.mean())}
-    if len(paired) > 1:
+    if len(paired) >= ENOUGH_FOR_INTERVAL:
         found["diff_low"], found["diff_high"] = bootstrap_interval(tuple(paired))
+    if len(paired) > 1:
         found["p_value"] = sign_flip_p(tuple(paired))
     return found
 
@@ -206,7 +213,8 @@ def _compared(row: tuple[Any, ...] | None, metric: str) -> tuple[str, str]:
     difference = form.format(values["diff"])
     if pd.isna(values["p_value"]):
         return difference, TOO_SMALL
-    difference += f" [{form.format(values['diff_low'])}, {form.format(values['diff_high'])}]"
+    if not pd.isna(values["diff_low"]):
+        difference += f" [{form.format(values['diff_low'])}, {form.format(values['diff_high'])}]"
     if values["n"] < ENOUGH_PAIRS:
         return difference, TOO_SMALL
     return difference, f"{values['p_value']:.3f} ({values['p_holm']:.3f})"

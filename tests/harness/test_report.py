@@ -156,6 +156,29 @@ def test_the_report_is_one_file_that_needs_nothing_else(workspace):
         assert (workspace.output / "plots" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
+def test_few_pairs_have_neither_interval_nor_colour_and_the_columns_are_explained(workspace):
+    page = write_report(workspace).read_text()
+    assert 'class="gain"' not in page.partition('id="section-pictures"')[0].partition("<main>")[2]
+    assert "from six pairs on" in page
+    for column in ("identity", "commit", "host", "device", "runtime", "started", "attempts"):
+        assert f"{column}" in page.partition('id="section-provenance"')[2].partition("<table")[0].lower()
+
+
+def test_started_is_when_the_attempt_began_that_ran_last(workspace):
+    cell = workspace.cells[0]
+    folder = cell.folder(workspace.output)
+    first = files.last_attempt(folder)
+    files.save_attempt(folder, first | {"started": "2026-01-01T00:00:00+00:00"})
+    second = files.new_attempt(folder, files.RUNNING)
+    files.save_attempt(folder, second | {"started": "2026-02-02T00:00:00+00:00"})
+    third = files.new_attempt(folder, files.QUEUED)
+    files.save_attempt(folder, third | {"started": "2026-03-03T00:00:00+00:00"})
+    page = write_report(workspace).read_text()
+    assert "2026-02-02T00:00:00" in page
+    assert "2026-01-01T00:00:00" not in page
+    assert "2026-03-03T00:00:00" not in page
+
+
 def test_a_report_of_nothing_is_a_page_too(bench):
     bench.matrix()
     empty = open_workspace(bench.folder / "matrix.yaml", bench.output, False, [])

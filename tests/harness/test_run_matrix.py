@@ -68,7 +68,7 @@ def test_a_run_ends_with_a_table_and_the_places_of_everything(bench):
         "50.0 ± 0.0 (2)",
         "0.265 ± 0.007 (2)",
         "45.5 ± 0.7 (2)",
-        "+1.5 [+1.5, +1.5]",
+        "+1.5",
         "n too small",
     ]
     for folder in bench.folders():
@@ -114,7 +114,8 @@ def test_a_table_against_another_method_is_shown_and_writes_nothing(bench):
     before = {path: path.read_bytes() for path in bench.output.iterdir() if path.is_file()}
     done = bench.run("--against", "ours", verb="table")
     assert done.returncode == 0, done.stderr
-    assert "-1.5 [-1.5, -1.5]" in next(line for line in done.stdout.splitlines() if "baseline" in line)
+    line = next(line for line in done.stdout.splitlines() if "baseline" in line)
+    assert [cell.strip() for cell in line.split("|")][-3:-1] == ["-1.5", "n too small"]
     assert before == {path: path.read_bytes() for path in bench.output.iterdir() if path.is_file()}
     refused = bench.run("--against", "theirs", verb="table")
     assert refused.returncode == 2

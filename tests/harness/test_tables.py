@@ -72,7 +72,8 @@ def test_a_summary_has_mean_range_difference_interval_and_p(matrix):
     )
     assert (row["min"], row["max"]) == (values.min(), values.max())
     assert row["diff"] == pytest.approx(1.24)
-    assert row["diff_low"] < 1.24 < row["diff_high"]
+    assert pd.isna(row["diff_low"])  # five pairs are too few for an interval
+    assert pd.isna(row["diff_high"])
     assert row["p_value"] == 2 / 2**5
     assert row["p_holm"] == pytest.approx(2 * 2 / 2**5)  # the smaller of two
     other = summary_row(summary, "pixel")
@@ -105,7 +106,7 @@ def test_missing_and_failed_cells_and_small_n_are_shown(matrix):
     assert table.loc["baseline", "mIoU"].endswith("(4), 1 of 5 failed")
     full = comparison(rows(matrix), matrix).set_index("method")
     assert full.loc["ours", "p (Holm)"] == "0.062 (0.125)"
-    assert full.loc["ours", "difference"].startswith("+1.2 [+")
+    assert full.loc["ours", "difference"] == "+1.2"
     assert list(full.columns) == [
         "mIoU",
         "mAcc",
@@ -153,8 +154,8 @@ def test_an_ablation_is_compared_with_the_row_that_the_file_names(bench):
 def test_the_same_results_against_another_method(matrix):
     table = comparison(rows(matrix), matrix.against("pixel")).set_index("method")
     assert table.loc["pixel", "difference"] == "-"
-    assert table.loc["ours", "difference"].startswith("+1.1 [+")  # 1.24 - 0.18
-    assert table.loc["baseline", "difference"].startswith("-0.2 [-")
+    assert table.loc["ours", "difference"] == "+1.1"  # 1.24 - 0.18
+    assert table.loc["baseline", "difference"] == "-0.2"
     assert matrix.baseline == {"method": "baseline"}
     with pytest.raises(InputError, match=r"--against pixle is no method or ablation of .*did you mean pixel"):
         matrix.against("pixle")
@@ -218,6 +219,24 @@ def test_every_published_figure_has_a_protocol_and_a_source_and_none_is_there_tw
     bare.write_text("\n".join([text[0], "a,b,c,sem_seg/mIoU,1.0,,"]))
     with pytest.raises(InputError, match=r"reference\.csv:2: every figure needs a protocol and a source"):
         read_reference(bare)
+
+
+@pytest.mark.parametrize(("count", "has_interval"), [(2, False), (5, False), (6, True), (9, True)])
+def test_an_interval_is_given_from_six_pairs_on(bench, count, has_interval):
+    matrix = read_matrix(bench.matrix(seeds=list(range(1, count + 1))))
+    gain = {"baseline": 0.0, "ours": 1.5}
+    states = {
+        cell.slug: State(files.DONE, result(40.0 + cell.seed + gain[cell.method] * (1 + cell.seed / 10)))
+        for cell in matrix.cells
+    }
+    found = collect(matrix, states)
+    row = summary_row(summarise(found, matrix), "ours")
+    assert pd.notna(row["diff_low"]) == pd.notna(row["diff_high"]) == has_interval
+    if has_interval:
+        gains = [1.5 * (1 + seed / 10) for seed in range(1, count + 1)]
+        assert min(gains) <= row["diff_low"] < sum(gains) / count < row["diff_high"] <= max(gains)
+    text = comparison(found, matrix).set_index("method").loc["ours", "difference"]
+    assert ("[" in text) == has_interval
 
 
 def test_latex_has_booktabs_rules_and_escapes_what_latex_would_read():

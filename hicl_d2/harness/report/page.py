@@ -72,10 +72,15 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
     for title, note, draw in (
         (
             "Differences",
-            "Filled and coloured: the interval leaves out zero. Hollow: one seed, no interval.",
+            "Filled: with its 95 % interval; coloured where that leaves out zero. Hollow: fewer than six pairs of seeds, "
+            "too few for an interval.",
             "differences",
         ),
-        ("Classes", "Lines are 95 % bootstrap intervals over the seeds.", "class_differences"),
+        (
+            "Classes",
+            "Lines are 95 % bootstrap intervals over the seeds; grey without a line: fewer than six pairs, too few for one.",
+            "class_differences",
+        ),
         (
             "Learning curves",
             "Thin lines are seeds, thick ones their mean, bands one standard deviation.",
@@ -120,8 +125,9 @@ def _draw(
 def _results(workspace: Workspace, rows: "pd.DataFrame") -> str:
     note = (
         "<p>Mean ± standard deviation (number of seeds) of the last iteration; the difference is to the baseline over "
-        "the seeds that both have, with its 95 % bootstrap interval; p from exact sign flips, in parentheses after "
-        "Holm over the rows that are compared with the same baseline.</p>"
+        "the seeds that both have, in brackets its 95 % bootstrap interval, from six pairs on (with fewer it would cover far "
+        "less than 95 %, and neither interval nor colour is shown); p from exact sign flips, from five pairs on, in "
+        "parentheses after Holm over the rows that are compared with the same baseline.</p>"
     )
     return note + _table(comparison(rows, workspace.matrix), "results")
 
@@ -129,8 +135,8 @@ def _results(workspace: Workspace, rows: "pd.DataFrame") -> str:
 def _table(frame: "pd.DataFrame", name: str) -> str:
     html = frame.to_html(index=False, border=0, table_id=name, na_rep="")
     html = re.sub(r"<td>((?:missing|failed|stale|damaged)[^<]*)</td>", r'<td class="absent">\1</td>', html)
-    html = re.sub(r"<td>(\+[^<]*)</td>", r'<td class="gain">\1</td>', html)
-    html = re.sub(r"<td>(-\d[^<]*)</td>", r'<td class="loss">\1</td>', html)
+    html = re.sub(r"<td>(\+[^<]*\[[^<]*)</td>", r'<td class="gain">\1</td>', html)
+    html = re.sub(r"<td>(-\d[^<]*\[[^<]*)</td>", r'<td class="loss">\1</td>', html)
     return f'<div class="scroll">{html}</div>'
 
 
@@ -173,13 +179,19 @@ def _provenance(workspace: Workspace) -> str:
     rows = "".join(_provenance_row(cell, workspace) for cell in workspace.matrix.cells)
     headings = ("cell", "state", "identity", "commit", "host", "device", "runtime", "started", "attempts")
     head = "".join(f"<th>{name}</th>" for name in headings)
-    return f'<div class="scroll"><table id="provenance"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    note = (
+        "<p>Identity: digits of its whole config, weights, data and IMPORTS. Commit of the project "
+        "and host, when the cell was first started; device and runtime: as its result has them; started: when the "
+        "attempt began that ran last (UTC); attempts: how often it was started. A cell opens to show its command.</p>"
+    )
+    return f'{note}<div class="scroll"><table id="provenance"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _provenance_row(cell: Cell, workspace: Workspace) -> str:
     folder = cell.folder(workspace.output)
     state = workspace.states[cell.slug]
     manifest = _manifest(folder)
+    attempts = files.attempts(folder)
     result = state.result or {}
     git = manifest.get("git") or {}
     commit = f"{(git.get('commit') or '')[:10]}{' + changes' if git.get('dirty') else ''}"
@@ -193,10 +205,16 @@ def _provenance_row(cell: Cell, workspace: Workspace) -> str:
         escape((manifest.get("hardware") or {}).get("host", "")),
         escape(str(result.get("device", ""))),
         escape(str((result.get("versions") or {}).get("runtime", ""))),
-        escape(manifest.get("created", "")),
-        str(len(files.attempts(folder))),
+        escape(_started(attempts)),
+        str(len(attempts)),
     ]
     return f"<tr><td>{details}</td>{''.join(f'<td>{content}</td>' for content in cells)}</tr>"
+
+
+def _started(attempts: list[dict[str, Any]]) -> str:
+    """Return when the last attempt began that ran; "" where none did."""
+    ran = [attempt for attempt in attempts if attempt["state"] != files.QUEUED]
+    return str(ran[-1].get("started", "")) if ran else ""
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hicl_d2.harness.cells import AXES
 from hicl_d2.harness.matrix import MAIN_METRIC, Matrix
 from hicl_d2.harness.report.curves import LOSS, band, read_curve
-from hicl_d2.harness.statistics import bootstrap_interval
+from hicl_d2.harness.statistics import ENOUGH_FOR_INTERVAL, bootstrap_interval
 from hicl_d2.harness.tables import heading
 from hicl_d2.harness.workspace import Workspace
 
@@ -96,11 +96,11 @@ def differences(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figur
         return None
     figure, (axis,) = _figure(7.2, 0.9 + 0.27 * len(rows), 1)
     for position, row in enumerate(rows.itertuples()):
-        colour = GAIN if row.diff > 0 else LOSS_COLOUR
         has_interval = row.diff_low == row.diff_low
+        colour = BASE  # but for a difference whose interval leaves out zero
         if has_interval:
-            is_clear = row.diff_low > 0 or row.diff_high < 0
-            colour = colour if is_clear else BASE
+            if row.diff_low > 0 or row.diff_high < 0:
+                colour = GAIN if row.diff > 0 else LOSS_COLOUR
             axis.plot([row.diff_low, row.diff_high], [position] * 2, color=colour, linewidth=2)
         axis.plot(
             row.diff,
@@ -147,11 +147,15 @@ def class_differences(rows: "pd.DataFrame", matrix: Matrix, place: Place) -> "Fi
         ascending=False
     )
     figure, (axis,) = _figure(7.2, 0.9 + 0.24 * len(chosen), 1)
-    colours = [GAIN if value > 0 else LOSS_COLOUR for value in chosen]
+    pairs = gaps.groupby("metric").size()
+    enough = pairs >= ENOUGH_FOR_INTERVAL
+    colours = [
+        (GAIN if value > 0 else LOSS_COLOUR) if enough[metric] else BASE for metric, value in chosen.items()
+    ]
     axis.barh(range(len(chosen)), chosen, color=colours, alpha=0.85, height=0.7)
     for position, metric in enumerate(chosen.index):
         values = tuple(gaps.xs(metric, level="metric"))
-        if len(values) > 1:
+        if enough[metric]:
             low, high = bootstrap_interval(values)
             axis.plot([low, high], [position] * 2, color="#222222", linewidth=1)
     axis.axvline(0, color="#333A45", linewidth=0.8)
