@@ -1,5 +1,6 @@
 """One training of a matrix: its config, its identity and its folder."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Cell:
     def readable(self) -> str:
         """The part of the folder's name that people read."""
         words = [*(name for name in self.group if name), f"seed{self.seed}"]
-        return "-".join(re.sub(r"[^\w.]+", "_", word) for word in words)[:200]
+        return "-".join(_plain(word) for word in words)[:200]
 
     @cached_property
     def slug(self) -> str:
@@ -116,3 +117,11 @@ class Cell:
         """How many evaluations the training makes."""
         period, total = self.resolved.get("TEST.EVAL_PERIOD", 0), self.iterations
         return max(1, total // period) if isinstance(period, int) and period > 0 and total else 1
+
+
+def _plain(name: str) -> str:
+    """Return ``name`` in characters that any path may hold; names that differ in others alone stay different."""
+    word = re.sub(r"[^\w.]+", "_", name, flags=re.ASCII)
+    if re.fullmatch(r"[\w.+=-]*", name, re.ASCII):
+        return word
+    return f"{word}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -127,7 +127,9 @@ def read_matrix(path: Path, shorten: bool = False, known: Contents | None = None
         if not content.get(key):
             raise InputError(f"{path}: {key} is missing")
     name = check_name(read_text(content, "name", str(path)), f"{path}: name")
-    axes = [read_axis(content.get(key), f"{path}: {key}") for key in AXIS_KEYS]
+    axes = [
+        read_axis(content.get(key), f"{path}: {key}", axis) for axis, key in zip(AXES, AXIS_KEYS, strict=True)
+    ]
     extra = _shorten(content, path) if shorten else {}
     builder = _Builder(path, read_point("", content, str(path)), extra, known or Contents())
     seeds = _seeds(content["seeds"], path)
@@ -333,7 +335,9 @@ def _included(
     known = {axis: {point.name: point for point in points} for axis, points in zip(AXES, axes, strict=True)}
     for entry, place in _entries(content, INCLUDE_KEYS, f"{path}: include"):
         own = read_point("", entry, place)
-        names = {axis: check_name(entry[axis], f"{place}: {axis}") if axis in entry else "" for axis in AXES}
+        names = {
+            axis: check_name(entry[axis], f"{place}: {axis}", axis) if axis in entry else "" for axis in AXES
+        }
         points = [known[axis].get(name, Point(name)) for axis, name in names.items()]
         last = points[-1]
         points[-1] = Point(

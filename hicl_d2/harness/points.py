@@ -13,9 +13,11 @@ from hicl_d2.harness.cells import Resources
 
 POINT_KEYS = ("config", "overrides", "words", "data", "resources")
 RESOURCE_KEYS = tuple(field.name for field in fields(Resources))
-# What a name may hold: it becomes a part of paths, job names, LaTeX and CSV.
+# What the name of a matrix, a data set or a model may hold, which becomes a part of paths and job names.
 MOST_CHARACTERS = 100
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+=-]{{0,{MOST_CHARACTERS - 1}}}")
+# The axes whose names are shown, and enter paths in plain characters only (Cell.readable): any text of one line.
+SHOWN_AXES = ("method", "ablation")
 # GPUs, processors, GiB or hours: beyond it is a slip.
 MOST_RESOURCES = 10**6
 MOST_NUMBER = 10**30
@@ -40,36 +42,50 @@ class Point:
     resources: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_axis(content: Any, place: str) -> list[Point]:
-    """Return the points of an axis, given as a list of names or as a mapping from names to their keys."""
+def read_axis(content: Any, place: str, axis: str) -> list[Point]:
+    """Return the points of ``axis``, given as a list of names or as a mapping from names to their keys."""
     if content is None:
         return [Point("")]
     if isinstance(content, list):
-        names = [check_name(name, place) for name in content]
+        names = [check_name(name, place, axis) for name in content]
         twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise InputError(f"{place}: {twice[0]} is named twice")
         content = dict.fromkeys(names)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{place} must be a list of names, or names with config and overrides")
-    return [_checked(check_name(name, place), value, f"{place}: {name}") for name, value in content.items()]
+    return [
+        _checked(check_name(name, place, axis), value, f"{place}: {name}") for name, value in content.items()
+    ]
 
 
-def check_name(name: Any, place: str) -> str:
-    """Return a name, which becomes a part of paths, job names, tables and pages as it is.
+def check_name(name: Any, place: str, axis: str = "") -> str:
+    """Return the name of a matrix or of a point on ``axis``.
 
-    Raises InputError for anything but one path component of plain characters.
+    Raises InputError for anything but one path component of plain characters; for methods and ablations, for anything
+    but text of one line without slashes.
     """
     if not isinstance(name, str):
         raise InputError(
             f"{place}: a name must be text, not {shown(name)}; quote it, or YAML does not read it so"
         )
-    if not NAME.fullmatch(name) or name.endswith("."):
+    if axis in SHOWN_AXES:
+        _check_shown(name, place)
+    elif not NAME.fullmatch(name) or name.endswith("."):
         raise InputError(
             f"{place}: the name {shown(name)} must be 1 to {MOST_CHARACTERS} letters (a to z), digits and . _ + = -, begin "
             "with a letter or digit and not end with a dot (no spaces, slashes, no control characters)"
         )
     return name
+
+
+def _check_shown(name: str, place: str) -> None:
+    is_text = bool(name) and name.isprintable() and name == name.strip() and len(name) <= MOST_CHARACTERS
+    if not is_text or name[0] in ".-" or "/" in name or "\\" in name:
+        raise InputError(
+            f"{place}: the name {shown(name)} must be 1 to {MOST_CHARACTERS} characters of one line, not begin with a dot or a "
+            "dash (no slashes, no control characters, no spaces at its ends)"
+        )
 
 
 def shown(value: Any) -> str:

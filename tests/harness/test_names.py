@@ -48,22 +48,76 @@ BAD = [
     " ",
     "",
 ]
-PLACES = ["name", "datasets", "models", "methods", "ablations", "include"]
+PLACES = ["name", "datasets", "models", "include"]
+# What no method and no ablation may be called: these are shown, and a part of paths in plain characters only.
+BAD_SHOWN = [
+    "a\nb",
+    "a\n#SBATCH --wrap=x",
+    "../up",
+    "/absolute",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    ".hidden",
+    "-dash",
+    "a\tb",
+    "a\0b",
+]
+BAD_SHOWN += ["\x1b[31mred", "a\u202eb", "a\u200bb", " a", "a ", "x" * 101, " ", ""]
+SHOWN = [
+    "a|b",
+    "~",
+    "t=<1>",
+    "=cmd()",
+    "$(id)",
+    "`id`",
+    "a;b",
+    "$x^2$",
+    "a, b",
+    "größe",
+    "'a'",
+    "{x}",
+    "&amp;",
+    "%s",
+    "größé",
+]
 
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_name_of_other_characters_is_refused_in_one_line(bench, name, place):
-    plain = {"config": str(bench.folder / "plain.yaml")}
     changes = {
         "name": {"name": name},
-        "methods": {"methods": {name: plain}},
         "include": {"include": [{"dataset": name, "model": "small", "method": "ours"}]},
     }.get(place, {place: {name: None}})
     with pytest.raises(InputError) as error:
         read_matrix(bench.matrix(**changes))
     assert "must be 1 to 100 letters" in str(error.value) or (place, name) == ("name", "")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", BAD_SHOWN)
+@pytest.mark.parametrize("place", ["methods", "ablations", "include"])
+def test_a_shown_name_is_one_line_without_slashes(bench, name, place):
+    plain = {"config": str(bench.folder / "plain.yaml")}
+    entry = {"dataset": "cityscapes", "model": "small", "method": name}
+    changes = {"include": [entry]} if place == "include" else {place: {name: plain}}
+    with pytest.raises(InputError, match="must be 1 to 100 characters of one line") as error:
+        read_matrix(bench.matrix(**changes))
+    assert str(error.value).isprintable()
+
+
+def test_shown_names_stay_apart_in_paths_of_plain_characters(bench):
+    plain = str(bench.folder / "plain.yaml")
+    methods = {name: {"config": plain, "overrides": {"X": number}} for number, name in enumerate(SHOWN)}
+    cells = read_matrix(bench.matrix(methods=methods, seeds=[1])).cells
+    assert [cell.method for cell in cells] == [
+        name for name in SHOWN for _ in range(len(cells) // len(SHOWN))
+    ]
+    slugs = {cell.slug for cell in cells}
+    assert len(slugs) == len(cells)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", slug) for slug in slugs)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "hi-cl", "t=0.5", "v3+", "A_b.C-9", "x" * 100, "1e3", "off"])

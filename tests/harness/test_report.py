@@ -72,12 +72,12 @@ def finish(cell, output, gain):
 @pytest.fixture
 def workspace(bench):
     gains = {"baseline": 0.0, "pixel": 0.5, "ours": 1.4}
-    extra = {"default": 0.0, "t=1": -0.8, "t=2": 0.6}
+    extra = {"default": 0.0, "t=<1>": -0.8, "t=2": 0.6}
     methods = {name: {"config": str(bench.folder / "plain.yaml"), "overrides": {"X": name}} for name in gains}
     bench.matrix(
         methods=methods,
         datasets=["cityscapes"],
-        ablations={"default": None, "t=1": {"overrides": {"T": 1}}, "t=2": {"overrides": {"T": 2}}},
+        ablations={"default": None, "t=<1>": {"overrides": {"T": 1}}, "t=2": {"overrides": {"T": 2}}},
         exclude=[{"method": ["baseline", "pixel"], "ablation": "t=*"}],
         baseline={"method": "baseline", "ablation": "default"},
         seeds=[1, 2, 3, 4, 5],
@@ -144,7 +144,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(workspace):
     assert links
     assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in links)
     assert not re.search(r"@import|url\((?!#)|<script|<link", page)
-    assert "t=1" in page
+    assert "t=&lt;1&gt;" in page
     assert "cpu &lt;b&gt;" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
