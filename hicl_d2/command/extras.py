@@ -43,6 +43,13 @@ def explain_missing(error: BaseException) -> str | None:
     return None
 
 
+def check_extra(extra: str) -> None:
+    """Raise ModuleNotFoundError, which :func:`explain_missing` explains, for a module of ``extra`` that is not installed."""
+    for module in EXTRAS[extra]:
+        if not is_installed(module):
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
 def is_installed(module: str) -> bool:
     """Return whether a top-level module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None

@@ -77,9 +77,8 @@ def _hint(path: Path, kind: str) -> str:
     whole = nearest(_stripped(path.as_posix(), kind), known)
     if whole:
         return whole
-    last = {Path(name).name: name for name in reversed(known)}
-    close = nearest(path.name, last) or nearest(f"{path.name}{SUFFIX}", last)
+    by_stem = {Path(name).stem: name for name in reversed(known)}
+    close = nearest(path.stem, by_stem).removeprefix("; did you mean ").removesuffix("?")
     if close:
-        found = close.removeprefix("; did you mean ").removesuffix("?")
-        return f"; did you mean {last[found]}?"
+        return f"; did you mean {by_stem[close]}?"
     return "; hicl configs lists those that come with the project"

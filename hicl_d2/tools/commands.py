@@ -8,6 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from hicl_d2.command.console import console
+from hicl_d2.command.extras import check_extra
 from hicl_d2.tools.arguments import (
     Words,
     check_arguments,
@@ -108,6 +109,8 @@ def export(arguments: Words = None, prog: str = "hicl export") -> None:
     """Write the plain model for another runtime."""
     args = export_arguments(arguments, prog)
     _read_config(args)
+    if args.format == "onnx":
+        check_extra("export")
     from hicl_d2.tools import export
 
     export.main(args)

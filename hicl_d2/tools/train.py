@@ -82,8 +82,8 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
             _describe_run(cfg, resolved, trainer)
-        console.say(device_in_words(cfg, resolved.MODEL.DEVICE))
         console.say(_headline(resolved, trainer))
+        console.say(device_in_words(cfg, resolved.MODEL.DEVICE))
         for change in changes:
             console.say(f"changed since the run began: {change}")
             logger.info(f"changed since the run began: {change}")

@@ -76,6 +76,7 @@ def test_what_is_said(command: Command, tmp_path: Path) -> None:
     result = _result(tmp_path / "run")
     lines = outcome.err.splitlines()
     assert lines[0].startswith("TinySegmentor on tiny_train: iterations 0 to 6 of 2 images, cpu, seed 7")
+    assert lines[1] == "running on the CPU: MODEL.DEVICE is cpu"
     assert lines[-2].startswith("iteration 6/6  loss ")
     assert "it/s  ETA 0:00:00" in lines[-2]
     assert lines[-1] == "evaluating tiny_val 3/3  ETA 0:00:00"

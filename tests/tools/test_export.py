@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import hicl_d2.modeling.models  # noqa: F401 - registers the models
+from hicl_d2.command import extras
 from hicl_d2.command.cli import status
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
@@ -173,16 +174,30 @@ def load_parts_classes() -> list[str]:
     return list(MetadataCatalog.get("parts_val").stuff_classes)
 
 
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_the_extra_onnx_is_refused_before_anything_is_loaded(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda name: name != module)
+    words = ["--config-file", PARTS, "--format", "onnx", "--output", str(tmp_path / "a")]
+    assert status("hicl export", lambda: commands.export(words)) == 2
+    said = f"this needs {module}, which is not installed: pip install 'hicl-d2[export]'"
+    assert capsys.readouterr().err == f"hicl export: {said}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--format", "onnx", "--output", "."], "is a folder"),
+        (["--format", "torchscript", "--output", "."], "is a folder"),
         (["--format", "onyx", "--output", "a"], "invalid choice"),
         (["--output", "a"], "one of the arguments --format --to is required"),
         (["--format", "onnx", "--to", "detectron2", "--output", "a"], "not allowed with"),
-        (["--format", "onnx", "--output", "a"], "give weights"),
-        (["--format", "onnx", "--output", "a", "--weights", "absent.pth"], "absent.pth does not exist"),
-        (["--format", "onnx", "--output", "file/b"], "--output file cannot be made"),
+        (["--format", "torchscript", "--output", "a"], "give weights"),
+        (
+            ["--format", "torchscript", "--output", "a", "--weights", "absent.pth"],
+            "absent.pth does not exist",
+        ),
+        (["--format", "torchscript", "--output", "file/b"], "--output file cannot be made"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(
@@ -213,12 +228,12 @@ def test_what_the_exporter_cannot_do_is_one_line_and_leaves_nothing(
         return lambda image: torch.zeros_like(model(image))
 
     for writer, message in (
-        (fails, "cannot be exported as onnx: NotImplementedError: no such operator"),
+        (fails, "cannot be exported as torchscript: NotImplementedError: no such operator"),
         (differs, "differs"),
     ):
-        monkeypatch.setitem(formats.FORMATS, "onnx", writer)
+        monkeypatch.setitem(formats.FORMATS, "torchscript", writer)
         with pytest.raises(InputError, match=message):
-            export(PARTS, "onnx", *SMALL, *HEAD)
+            export(PARTS, "torchscript", *SMALL, *HEAD)
     assert not [path for path in tmp_path.iterdir() if path.suffix not in (".pth", ".npz")]
 
 
