@@ -45,11 +45,13 @@ def add_hicl_config(cfg: CfgNode) -> None:
     """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
 
     Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs. The
-    project's models are registered too, so that a train script of your own needs no other line.
+    project's models are registered too, so that a train script of your own needs no other line. Contrasts of your own that
+    were registered before have their keys in MODEL.HICL.
     """
     import hicl_d2.modeling.models  # noqa: F401 - not with this module: it imports torch
 
     _add_absent(cfg, get_hicl_cfg())
+    add_registered_keys(cfg)
 
 
 def _add_absent(cfg: CfgNode, defaults: CfgNode) -> None:
