@@ -319,8 +319,13 @@ def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
 
 
 def _decoded(value: Any) -> Any:
-    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is."""
+    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is.
+
+    Keys become text, as they are everywhere in a config: yacs cannot dump others.
+    """
     decoded = CfgNode._decode_cfg_value(value)
+    if isinstance(decoded, dict):
+        return CfgNode({str(key): _decoded(inner) for key, inner in decoded.items()})
     return value if isinstance(value, str) and not isinstance(decoded, list | tuple | dict | str) else decoded
 
 
