@@ -53,8 +53,8 @@ tiny = {{"SOLVER.MAX_ITER": "4", "SOLVER.IMS_PER_BATCH": "2", "SOLVER.CHECKPOINT
 more = []
 if script == "train_net.py" and not stays & set(words):
     more = [word for key, value in tiny.items() if key not in words for word in (key, value)]
-elif script == "run_matrix.py" and "--help" not in words and "--shorten" not in words:
-    more = ["--shorten"]
+elif script == "run_matrix.py" and "--help" not in words:
+    more = [*(["--shorten"] if "--shorten" not in words else []), *(["--only", "*/seed 1"] if "run" in words else [])]
 elif os.path.dirname(words[0] if words else "") == "examples":
     more = ["--steps", "10"]
 if more:
