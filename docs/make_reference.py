@@ -14,7 +14,7 @@ import sys
 import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,13 +34,21 @@ COMMANDS = {
     "benchmark/run_matrix.py": "Train and compare many cells.",
     "-m hicl_d2.data.prepare": "Turn official downloads into what the loaders read.",
 }
+TITLES = {
+    "mask_former": "Mask2Former",
+    "panoptic_deeplab": "Panoptic-DeepLab",
+    "swin": "Swin",
+    "hugging_face": "transformers",
+    "efficientnet_lite": "EfficientNet-Lite",
+    "timm": "timm",
+}
 
 
 class Key(NamedTuple):
     """A config key: its path, its default, and what the comment above it says."""
 
     path: str
-    default: Any
+    default: str
     comment: str
 
 
@@ -135,7 +143,7 @@ def config_page() -> str:
         ("The branch: MODEL.HICL", config._add_branch_keys),
     ]
     models = [
-        (name.removeprefix("add_").removesuffix("_keys").replace("_", " "), function)
+        (TITLES[name.removeprefix("add_").removesuffix("_keys")], function)
         for name, function in vars(model_keys).items()
         if name.startswith("add_") and name not in ("add_model_keys",)
     ]
@@ -150,7 +158,7 @@ def config_page() -> str:
         parts += [f"### {title}\n", _table(keys_of(function))]
     parts.append("## Keys of models\n")
     for title, function in models:
-        parts += [f"### {title[0].upper()}{title[1:]}\n", _table(keys_of(function))]
+        parts += [f"### {title}\n", _table(keys_of(function))]
     parts += [
         "## Detectron2's keys that semantic segmentation reads\n",
         "The others are explained in [its config reference](https://detectron2.readthedocs.io/en/latest/modules/config.html).\n",
@@ -166,7 +174,8 @@ def _table(keys: Iterator[Key]) -> str:
         comment = key.comment.replace("|", "\\|")
         shown = "″" if comment and comment == before else comment
         before = comment
-        lines.append(f"| `{key.path}` | `{key.default}` | {shown} |")
+        default = "{}" if key.default.startswith("CfgNode") else key.default
+        lines.append(f"| `{key.path}` | `{default}` | {shown} |")
     return "\n".join(lines) + "\n"
 
 
