@@ -39,7 +39,12 @@ def draw_components(demo: Path) -> None:
 def draw_predictions(run: Path, name: str, count: int) -> None:
     """Draw test images of ``run`` beside truth and prediction, one below the other."""
     sheets = [Image.open(path).convert("RGB") for path in sorted((run / "pictures").glob("*.png"))[:count]]
-    _save(_grid(sheets, 1), name, 620)
+    column = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
+    top = 0
+    for sheet in sheets:  # of the heights that their legends need
+        column.paste(sheet, (0, top))
+        top += sheet.height
+    _save(column, name, 620)
 
 
 def _panel(sheet: Image.Image, column: int, row: int) -> Image.Image:
