@@ -43,7 +43,7 @@ STATUS = re.compile(r"exit status (\d+)")
 VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|ms|minutes?|seconds?)\b|[0-9a-f]{12,}")
 PROGRESS = re.compile(r"ETA \d|\d gone\)")
 
-# What is added to a command so that it takes seconds. A key that the command gives itself is left alone.
+# What is added to a command so that it takes seconds. Of keys that the command gives itself, the number of iterations alone.
 SHRINK = """#!{python}
 import os, sys
 words = sys.argv[1:]
@@ -52,7 +52,7 @@ stays = {{"--check", "--print-config", "--list-features", "--help"}}
 tiny = {{"SOLVER.MAX_ITER": "4", "SOLVER.IMS_PER_BATCH": "2", "SOLVER.CHECKPOINT_PERIOD": "2", "TEST.PICTURES": "1"}}
 more = []
 if script == "train_net.py" and not stays & set(words):
-    more = [word for key, value in tiny.items() if key not in words for word in (key, value)]
+    more = [word for key, value in tiny.items() if key not in words or key == "SOLVER.MAX_ITER" for word in (key, value)]
 elif script == "run_matrix.py" and "--help" not in words:
     more = [*(["--shorten"] if "--shorten" not in words else []), *(["--only", "*/seed 1"] if "run" in words else [])]
 elif os.path.dirname(words[0] if words else "") == "examples":

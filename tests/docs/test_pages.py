@@ -40,6 +40,22 @@ def test_every_block_says_what_it_is_and_every_link_leads_somewhere(page: Path) 
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize(
+    "page", [each for each in PAGES if each.name not in GENERATED], ids=lambda page: page.stem
+)
+def test_a_command_is_always_written_alike(page: Path) -> None:
+    """So that one substitution gives all of them another form."""
+    for block in re.findall(r"^```(?:sh|text)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for script in re.findall(r"[\w./ ]*\b\w+\.py\b", block):
+            name = script.split("/")[-1].split(" ")[-1]
+            whole = [
+                f"python {found.relative_to(ROOT)}"
+                for found in (*ROOT.glob("projects/HiCL/*.py"), *ROOT.glob("benchmark/*.py"))
+            ]
+            for form in whole:
+                assert not form.endswith(f"/{name}") or script.endswith(form), script
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in sorted((ROOT / "docs").glob("**/*.md")):
