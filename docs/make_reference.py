@@ -9,6 +9,7 @@ import ast
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 import tokenize
@@ -201,7 +202,7 @@ def commands_page() -> str:
             check=True,
         ).stdout
         # The number of processes that a default names is this machine's.
-        printed = printed.replace(f"[{os.cpu_count()}]", "[all cores]")
+        printed = re.sub(r"processes \[\d+\]", "processes [all cores]", printed)
         parts += [f"## `python {script}`\n", f"{what}\n", f"```text\n{printed.rstrip()}\n```\n"]
     return "\n".join(parts)
 
