@@ -1,4 +1,4 @@
-"""Write the tables of the README and of the notes beside results from the result files under benchmark/results.
+"""Write the tables of README, docs and the notes beside results from the result files under benchmark/results.
 
 ``python benchmark/result_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
@@ -95,7 +95,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
     check = parser.parse_args().check
     stale = False
-    for page in (ROOT / "README.md", *sorted(RESULTS.glob("*/NOTES.md"))):
+    for page in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted(RESULTS.glob("*/NOTES.md")),
+    ):
         before = page.read_text(encoding="utf-8")
         after = update(before)
         if before == after:

@@ -47,11 +47,13 @@ def add_hicl_config(cfg: CfgNode) -> None:
     """Add what ``cfg`` lacks of DeepLab's and the project's keys, each with a default that changes nothing.
 
     Keys that ``cfg`` has keep their values: call this before or after the functions of other projects that add theirs. The
-    project's models are registered too, so that a train script of your own needs no other line.
+    project's models are registered too, so that a train script of your own needs no other line. Contrasts of your own that
+    were registered before have their keys in MODEL.HICL.
     """
     import hicl_d2.modeling.models  # noqa: F401 - not with this module: it imports torch
 
     _add_absent(cfg, get_hicl_cfg())
+    add_registered_keys(cfg)
 
 
 def flat_defaults() -> dict[str, Any]:
@@ -332,8 +334,13 @@ def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
 
 
 def _decoded(value: Any) -> Any:
-    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is."""
+    """Return what ``value`` of a key of the user's own stands for: lists that are written as text, and text as it is.
+
+    Keys become text, as they are everywhere in a config: yacs cannot dump others.
+    """
     decoded = CfgNode._decode_cfg_value(value)
+    if isinstance(decoded, dict):
+        return CfgNode({str(key): _decoded(inner) for key, inner in decoded.items()})
     return value if isinstance(value, str) and not isinstance(decoded, list | tuple | dict | str) else decoded
 
 

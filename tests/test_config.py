@@ -227,3 +227,18 @@ def test_a_key_that_is_no_text_is_refused(tmp_path):
     for written in ("off: 1", "SOLVER: {1: 2}", "MODEL: {null: 2}"):
         with pytest.raises(InputError, match=r"config.yaml:1: YAML reads the key .* quote it"):
             load_config(write(tmp_path, f"{written}\n"))
+
+
+@pytest.mark.parametrize("by", ["file", "command line"])
+def test_values_of_masks_survive_being_written_to_config_yaml(by: str, tmp_path: Path) -> None:
+    """A run writes its whole config; keys that are numbers in YAML must not end it."""
+    block = "IMAGES: a, LABELS: b, CLASSES: [back, thing]"
+    values = ", LABEL_VALUES: {0: back, 7: null, 255: thing}" if by == "file" else ""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"DATASETS: {{CUSTOM: {{mine: {{{block}{values}}}}}}}")
+    opts = ["DATASETS.CUSTOM.mine.LABEL_VALUES", "{0: 'back', 7: None, 255: 'thing'}"] if by != "file" else []
+    cfg = load_config(file, opts)
+    written = tmp_path / "written.yaml"
+    written.write_text(cfg.dump())
+    for read in (cfg, load_config(written)):
+        assert dict(read.DATASETS.CUSTOM.mine.LABEL_VALUES) == {"0": "back", "7": None, "255": "thing"}

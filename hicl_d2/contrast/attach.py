@@ -50,29 +50,30 @@ def attach(
     computed beside its forward). In eval mode nothing is captured. Take the contrast off (`Contrast.detach`) before
     torch.jit.script, which cannot read hooks.
 
-    >>> import torch
-    >>> from hicl_d2.contrast import attach, strip
-    >>> class Segmentor(torch.nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.backbone = torch.nn.Conv2d(3, 32, kernel_size=3, stride=4, padding=1)
-    ...         self.classifier = torch.nn.Conv2d(32, 5, kernel_size=1)
-    ...     def forward(self, images):
-    ...         scores = self.classifier(self.backbone(images).relu())
-    ...         return torch.nn.functional.interpolate(scores, scale_factor=4.0, mode="bilinear")
-    >>> model = Segmentor()
-    >>> images, labels = torch.randn(2, 3, 64, 64), torch.arange(4).repeat_interleave(16).expand(2, 64, 64)
-    >>> branch = attach(model, feature="classifier", logits="classifier", num_classes=5)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    >>> for step in range(3):
-    ...     loss = torch.nn.functional.cross_entropy(model(images), labels) + branch.loss(labels)
-    ...     optimizer.zero_grad()
-    ...     loss.backward()
-    ...     optimizer.step()
-    >>> branch.steps
-    3
-    >>> sorted(strip(model.state_dict())) == sorted(branch.detach().state_dict())
-    True
+    Examples:
+        >>> import torch
+        >>> from hicl_d2.contrast import attach, strip
+        >>> class Segmentor(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.backbone = torch.nn.Conv2d(3, 32, kernel_size=3, stride=4, padding=1)
+        ...         self.classifier = torch.nn.Conv2d(32, 5, kernel_size=1)
+        ...     def forward(self, images):
+        ...         scores = self.classifier(self.backbone(images).relu())
+        ...         return torch.nn.functional.interpolate(scores, scale_factor=4.0, mode="bilinear")
+        >>> model = Segmentor()
+        >>> images, labels = torch.randn(2, 3, 64, 64), torch.arange(4).repeat_interleave(16).expand(2, 64, 64)
+        >>> branch = attach(model, feature="classifier", logits="classifier", num_classes=5)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> for step in range(3):
+        ...     loss = torch.nn.functional.cross_entropy(model(images), labels) + branch.loss(labels)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> branch.steps
+        3
+        >>> sorted(strip(model.state_dict())) == sorted(branch.detach().state_dict())
+        True
 
     Args:
         model: any module that is called with a batch of images.

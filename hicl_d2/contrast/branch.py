@@ -57,19 +57,18 @@ class HiCLBranch(Contrast):
     2025, DOI 10.1109/TNNLS.2024.3491782, of which the abstract is public: multiscale candidates by pooling windows of
     several sizes, pruned by thresholds, contrasted with pixels. Every formula and default here is this project's.
 
-    Alone, in plain PyTorch:
-
-    >>> import torch
-    >>> from hicl_d2.contrast import HiCLBranch
-    >>> backbone = torch.nn.Conv2d(3, 32, kernel_size=3, stride=4, padding=1)
-    >>> classifier = torch.nn.Conv2d(32, 5, kernel_size=1)
-    >>> branch = HiCLBranch(in_channels=32, num_classes=5, windows=(1, 2, 4))
-    >>> images, labels = torch.randn(2, 3, 64, 64), torch.arange(4).repeat_interleave(16).expand(2, 64, 64)
-    >>> features = backbone(images)
-    >>> output = branch(features, labels, classifier(features), seed=1)
-    >>> (0.1 * output.loss).backward()
-    >>> bool(output.loss > 0), int(output.diagnostics["hicl/anchors"])
-    (True, 512)
+    Examples:
+        >>> import torch
+        >>> from hicl_d2.contrast import HiCLBranch
+        >>> backbone = torch.nn.Conv2d(3, 32, kernel_size=3, stride=4, padding=1)
+        >>> classifier = torch.nn.Conv2d(32, 5, kernel_size=1)
+        >>> branch = HiCLBranch(in_channels=32, num_classes=5, windows=(1, 2, 4))
+        >>> images, labels = torch.randn(2, 3, 64, 64), torch.arange(4).repeat_interleave(16).expand(2, 64, 64)
+        >>> features = backbone(images)
+        >>> output = branch(features, labels, classifier(features), seed=1)
+        >>> (0.1 * output.loss).backward()
+        >>> bool(output.loss > 0), int(output.diagnostics["hicl/anchors"])
+        (True, 512)
     """
 
     # At least one row is embedded in every step, padding if nothing was drawn, so that every parameter gets a gradient.

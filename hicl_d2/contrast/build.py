@@ -30,18 +30,19 @@ def register_contrast(name: str) -> Callable[[type[Contrast]], type[Contrast]]:
     `build_contrast` and `attach` then take the name, and so does MODEL.HICL.CONTRAST, whose other keys gain the keywords of
     the class, in upper case.
 
-    >>> import torch
-    >>> from hicl_d2.contrast import Contrast, build_contrast, register_contrast
-    >>> @register_contrast("pull_together")
-    ... class PullTogether(Contrast):
-    ...     def __init__(self, in_channels, num_classes, *, margin=0.5, **shared):
-    ...         super().__init__(in_channels, num_classes, **shared)
-    ...         self.margin = margin
-    ...     def contrast(self, features, grid, logits, generator):
-    ...         rows = self.embedding(features.mean(dim=(2, 3)).to(self.compute_dtype))
-    ...         return (self.margin - rows @ rows.T).relu().mean(), {}
-    >>> build_contrast("pull_together", 8, 5, margin=0.2).margin
-    0.2
+    Examples:
+        >>> import torch
+        >>> from hicl_d2.contrast import Contrast, build_contrast, register_contrast
+        >>> @register_contrast("pull_together")
+        ... class PullTogether(Contrast):
+        ...     def __init__(self, in_channels, num_classes, *, margin=0.5, **shared):
+        ...         super().__init__(in_channels, num_classes, **shared)
+        ...         self.margin = margin
+        ...     def contrast(self, features, grid, logits, generator):
+        ...         rows = self.embedding(features.mean(dim=(2, 3)).to(self.compute_dtype))
+        ...         return (self.margin - rows @ rows.T).relu().mean(), {}
+        >>> build_contrast("pull_together", 8, 5, margin=0.2).margin
+        0.2
 
     Raises ValueError for a name that is taken, for a class that is no `Contrast`, and for a keyword without a default.
     """

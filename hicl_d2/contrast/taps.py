@@ -13,6 +13,8 @@ __all__ = ["SIDES", "Tap", "channels_of", "find_module", "reading", "run_blank"]
 SIDES = ("input", "output")
 # Names that an error lists before it counts the rest.
 _LISTED = 12
+# At most so many modules of the wanted last name are offered.
+_MEANT = 3
 # Modules that pass on as many channels as they take.
 _PASSING = (
     nn.Identity,
@@ -136,9 +138,13 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     )
     shown = ", ".join(children[:_LISTED]) or "none"
     rest = f" and {len(children) - _LISTED} more" if len(children) > _LISTED else ""
-    close = difflib.get_close_matches(name, list(modules), n=1, cutoff=0.6)
+    last = name.rpartition(".")[2]
+    close = [n for n in modules if n.rpartition(".")[2] == last and n.startswith(prefix)]
+    if not 0 < len(close) <= _MEANT:
+        close = difflib.get_close_matches(name, list(modules), n=1, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
-        f"{type(model).__name__} has no module {name!r}{f'; did you mean {close[0]}?' if close else ''}; "
+        f"{type(model).__name__} has no module {name!r}{hint}; "
         f"candidates below {parent or 'the model'}: {shown}{rest}"
     )
 
