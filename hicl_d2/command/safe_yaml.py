@@ -20,6 +20,8 @@ BASE_KEY = "_BASE_"
 MOST_NODES = 200_000
 MOST_LEVELS = 100
 MOST_BYTES = 10 * 2**20
+# Bits of a whole number: more than these Python does not print, and so no message could name it.
+MOST_BITS = 10_000
 YAML_TAG = "tag:yaml.org,2002:"
 PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
 # The tag of the one expression in Mask2Former's files, which is computed without running code.
@@ -69,7 +71,17 @@ def _construct_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int | floa
     return list_of_range(_expression(node))
 
 
+def _construct_whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    number: int = loader.construct_yaml_int(node)
+    if number.bit_length() > MOST_BITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, "a whole number of thousands of digits", node.start_mark
+        )
+    return number
+
+
 _Loader.add_constructor(EVAL_TAG, _construct_list)
+_Loader.add_constructor(f"{YAML_TAG}int", _construct_whole)
 
 
 class _TextKeyLoader(_Loader):

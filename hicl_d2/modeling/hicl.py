@@ -233,7 +233,7 @@ def _iteration() -> int | None:
     """Return the trainer's iteration, or None where no trainer is at work (the branch is then fully on)."""
     try:
         return get_event_storage().iter
-    except AssertionError:
+    except (AssertionError, IndexError):  # the second is Detectron2's under python -O
         return None
 
 

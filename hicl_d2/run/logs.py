@@ -10,11 +10,19 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from hicl_d2.command.address import masked
 from hicl_d2.d2.utils import comm
 
 LOGGERS = ("hicl_d2", "detectron2", "fvcore", "py.warnings")
 FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class _Masked(logging.Formatter):
+    """Write no user, password or token of a URL into a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 class RunLog:
@@ -29,7 +37,7 @@ class RunLog:
             console = logging.StreamHandler(sys.stderr)
             console.setLevel(logging.WARNING)
             console.addFilter(lambda record: not record.exc_info)  # a traceback is for the file
-            console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+            console.setFormatter(_Masked("%(levelname)s: %(message)s"))
             self._handlers.append(console)
             self._add(console, ("hicl_d2",))
 
@@ -37,8 +45,8 @@ class RunLog:
         """Write what was logged so far and all that follows to ``log.txt`` (rank 1: ``log.txt.rank1``)."""
         rank = comm.get_rank()
         path = Path(output_dir) / f"log.txt{f'.rank{rank}' if rank else ''}"
-        file = logging.FileHandler(path)
-        file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(_Masked(FORMAT, DATE_FORMAT))
         self._handlers.append(file)
         self._memory.setTarget(file)
         self._memory.flush()

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from hicl_d2.command.address import masked
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import read_json, write_json
 from hicl_d2.command.git import git_state
@@ -43,7 +44,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.loads(json.dumps(value, default=str))
+            yield f"{prefix}{key}", json.loads(masked(json.dumps(value, default=str)))
 
 
 def config_hash(cfg: CfgNode) -> str:
@@ -76,7 +77,7 @@ def write_manifest(
     content = {
         "schema": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [masked(word) for word in sys.argv],
         "config_hash": config_hash(cfg),
         "seed": seed,
         "processes": processes,
