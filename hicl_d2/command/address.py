@@ -25,7 +25,7 @@ SECRET = re.compile(r"([?&][\w.-]*(?:token|secret|sig|signature|password|passwd|
 
 def masked(text: str) -> str:
     """Return ``text`` with ``***`` in the place of users, passwords and tokens of the URLs in it."""
-    return SECRET.sub(r"\1***", USER.sub("***@", text)) if "://" in text else text
+    return SECRET.sub(r"\1***", USER.sub("***@", text))
 
 
 def is_address(path: str) -> bool:

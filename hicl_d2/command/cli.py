@@ -138,12 +138,12 @@ def explain(error: BaseException) -> str | None:
     """Return one line for an error that the user can put right, None for a fault of ours."""
     if isinstance(error, InputError):
         return one_line(error)
+    if _lost_a_worker(error):
+        return f"{one_line(error)}; lower DATALOADER.NUM_WORKERS if memory (or /dev/shm) ran out"
     if isinstance(error, OSError):
         return _explain_system(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return f"{one_line(error).split('. ')[0]}; lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE"
-    if _lost_a_worker(error):
-        return f"{one_line(error)}; lower DATALOADER.NUM_WORKERS if memory (or /dev/shm) ran out"
     text = str(error)
     is_full = isinstance(error, RuntimeError | ImportError) and any(each in text for each in NO_MEMORY)
     if is_full or isinstance(error, MemoryError):
@@ -177,7 +177,7 @@ def _too_many(what: str) -> str:
 
 
 def _lost_a_worker(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return isinstance(error, RuntimeError | OSError) and "DataLoader worker" in str(error)
 
 
 def _place(error: OSError) -> str:

@@ -64,6 +64,12 @@ def _show_own(
         show(kind, error, traceback)
 
 
+def _show_unraisable(show: Callable[..., object], found: "sys.UnraisableHookArgs") -> None:
+    """Show an error in a destructor, unless it is that of a loader which could not start its workers: that is said already."""
+    if "DataLoaderIter" not in repr(found.object):
+        show(found)
+
+
 @contextmanager
 def installed(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` answer :data:`SIGNALS` inside the block; call it in the main thread.
@@ -90,13 +96,14 @@ def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     """
     of_children = signal.getsignal(signal.SIGCHLD)
     _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
-    show = sys.excepthook
+    show, show_unraisable = sys.excepthook, sys.unraisablehook
     sys.excepthook = partial(_show_own, os.getpid(), show)
+    sys.unraisablehook = partial(_show_unraisable, show_unraisable)
     try:
         with installed(_handle):
             yield
     finally:
-        sys.excepthook = show
+        sys.excepthook, sys.unraisablehook = show, show_unraisable
         signal.signal(signal.SIGCHLD, of_children if of_children is not None else signal.SIG_DFL)
         _state.deferred = _state.patient = _state.follows = False
 

@@ -138,7 +138,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     rest = f" and {len(children) - _LISTED} more" if len(children) > _LISTED else ""
     close = difflib.get_close_matches(name, list(modules), n=1, cutoff=0.6)
     raise ValueError(
-        f"{type(model).__name__} has no module {name!r}{f'; did you mean {close[0]}?' if close else ''}; "
+        f"{type(model).__name__} has no module {name!r}{f'; did you mean {close[0]}?' if close and close[0] else ''}; "
         f"candidates below {parent or 'the model'}: {shown}{rest}"
     )
 

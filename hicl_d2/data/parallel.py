@@ -2,15 +2,20 @@
 
 import contextlib
 import ctypes
+import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
 from hicl_d2.command.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -29,10 +34,22 @@ class Outcome(NamedTuple):
 def end_with_parent(number: int = 0) -> None:
     """Let this worker (``number`` of a loader) be killed when the process that started it ends, also when that was killed.
 
-    Does nothing where the system has no such call: there a worker looks after its parent every few seconds.
+    Does nothing where the system has no such call: there a worker looks after its parent every few seconds. What its threads
+    fail of while they hand over results (no more open files, no room in /dev/shm) goes to the log: the process that waits
+    for the results says it in one line.
     """
+    threading.excepthook = _log_thread
+    Queue._on_queue_feeder_error = staticmethod(_log_feeder)  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _log_thread(failed: threading.ExceptHookArgs) -> None:
+    logger.info("a thread of a worker failed", exc_info=failed.exc_value)
+
+
+def _log_feeder(error: Exception, result: Any) -> None:
+    logger.info("a result could not be handed over", exc_info=error)
 
 
 def for_each(

@@ -6,7 +6,7 @@ Until the output directory is known to be good nothing is written: what is logge
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -54,10 +54,16 @@ class RunLog:
         self._add(file, LOGGERS)
 
     def close(self) -> None:
-        """Detach and close every handler."""
+        """Detach and close every handler. Raises OSError, with the file, if its last lines cannot be written."""
+        failed: OSError | None = None
         for handler in self._handlers:
             self._remove(handler)
-            handler.close()
+            try:
+                handler.close()
+            except OSError as error:
+                failed = OSError(error.errno, error.strerror, getattr(handler, "baseFilename", None))
+        if failed is not None:
+            raise failed
 
     def _add(self, handler: logging.Handler, names: tuple[str, ...]) -> None:
         for name in names:
@@ -82,8 +88,13 @@ def run_log() -> Iterator[RunLog]:
     log = RunLog()
     try:
         yield log
-    finally:
+    except BaseException:
+        with suppress(OSError):  # the error that ended the run is the one to tell
+            log.close()
+        raise
+    else:
         log.close()
+    finally:
         logging.raiseExceptions = raise_exceptions
         logging.captureWarnings(False)
         for logger, level in before:

@@ -328,7 +328,7 @@ def test_without_asserts_and_docstrings_the_help_is_shown() -> None:
         ("see ftp://user@host/x, mail me@host", "see ftp://***@host/x, mail me@host"),
         ("https://a/w?X-Amz-Signature=abc&key=model", "https://a/w?X-Amz-Signature=***&key=model"),
         ("['https://u:p@a/w', 'https://b/x@2.pth']", "['https://***@a/w', 'https://b/x@2.pth']"),
-        ("/data/me@host/w.pth?token=1", "/data/me@host/w.pth?token=1"),
+        ("/data/me@host/w.pth?token=1", "/data/me@host/w.pth?token=***"),
     ],
 )
 def test_no_secret_of_an_address_is_shown(text: str, shown: str) -> None:
