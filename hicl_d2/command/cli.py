@@ -76,6 +76,7 @@ def share(text: str) -> float:
 
 def run(tool: str, main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit with :func:`status`."""
+    interrupts.quieten_loaders()
     sys.exit(status(tool, main))
 
 

@@ -64,10 +64,10 @@ def _show_own(
         show(kind, error, traceback)
 
 
-def _show_unraisable(show: Callable[..., object], found: "sys.UnraisableHookArgs") -> None:
-    """Show an error in a destructor, unless it is that of a loader which could not start its workers: that is said already."""
-    if "DataLoaderIter" not in repr(found.object):
-        show(found)
+def quieten_loaders() -> None:
+    """From here on do not show what fails in the destructor of a loader that could not start its workers: that was said."""
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "DataLoaderIter" in repr(found.object) else show(found)
 
 
 @contextmanager
@@ -96,14 +96,13 @@ def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     """
     of_children = signal.getsignal(signal.SIGCHLD)
     _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
-    show, show_unraisable = sys.excepthook, sys.unraisablehook
+    show = sys.excepthook
     sys.excepthook = partial(_show_own, os.getpid(), show)
-    sys.unraisablehook = partial(_show_unraisable, show_unraisable)
     try:
         with installed(_handle):
             yield
     finally:
-        sys.excepthook, sys.unraisablehook = show, show_unraisable
+        sys.excepthook = show
         signal.signal(signal.SIGCHLD, of_children if of_children is not None else signal.SIG_DFL)
         _state.deferred = _state.patient = _state.follows = False
 

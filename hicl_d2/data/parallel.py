@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,22 +36,27 @@ class Outcome(NamedTuple):
 def end_with_parent(number: int = 0) -> None:
     """Let this worker (``number`` of a loader) be killed when the process that started it ends, also when that was killed.
 
-    Does nothing where the system has no such call: there a worker looks after its parent every few seconds. What its threads
-    fail of while they hand over results (no more open files, no room in /dev/shm) goes to the log: the process that waits
-    for the results says it in one line.
+    Does nothing where the system has no such call: there a worker looks after its parent every few seconds. A worker that
+    cannot hand over a result (no more open files, no room in /dev/shm) ends at once: else the process that started it would
+    wait for that result, and not hear of it.
     """
-    threading.excepthook = _log_thread
-    Queue._on_queue_feeder_error = staticmethod(_log_feeder)  # type: ignore[attr-defined]
+    show = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        _end(error) if _is_of_system(error) else show(kind, error, trace)
+    )
+    threading.excepthook = lambda failed: _end(failed.exc_value)
+    Queue._on_queue_feeder_error = staticmethod(lambda error, result: _end(error))  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _log_thread(failed: threading.ExceptHookArgs) -> None:
-    logger.info("a thread of a worker failed", exc_info=failed.exc_value)
+def _is_of_system(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError)
 
 
-def _log_feeder(error: Exception, result: Any) -> None:
-    logger.info("a result could not be handed over", exc_info=error)
+def _end(error: BaseException | None) -> None:
+    logger.info("a worker ends because it cannot hand over its work", exc_info=error)
+    os._exit(1)
 
 
 def for_each(

@@ -1,8 +1,10 @@
 """What is settled before a run starts: good input, its seed, its device. Nothing is written here."""
 
 import logging
+import resource
 import secrets
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +28,9 @@ from hicl_d2.run.manifest import State, check_output, read_manifest
 from hicl_d2.run.processes import count
 
 logger = logging.getLogger(__name__)
+
+# Files that a run has open without loaders' workers, and for each of them, at least; and what is asked of the system.
+FILES, FILES_OF_WORKER, MOST_FILES = 64, 16, 65536
 
 
 def check_before_start(cfg: CfgNode, args: Namespace) -> State:
@@ -59,6 +64,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"SOLVER.RESCALE_INTERVAL leaves nothing after SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} of SOLVER.MAX_ITER "
             f"{solver.MAX_ITER} iterations; warm up for fewer"
         )
+    _allow_open_files(cfg.DATALOADER.NUM_WORKERS)
     processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
@@ -72,6 +78,24 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
         )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise InputError("DATASETS.TEST names no data set to evaluate on")
+
+
+def _allow_open_files(workers: int) -> None:
+    """Raise this process's limit of open files as far as the system lets it; InputError if loaders cannot work with that.
+
+    The tensors that a worker hands over are files until they have arrived.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_FILES)), hard))
+    least = FILES + FILES_OF_WORKER * workers
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if workers and allowed != resource.RLIM_INFINITY and allowed < least:
+        raise InputError(
+            f"DATALOADER.NUM_WORKERS is {workers}, which takes {least} open files or more, and {allowed} are allowed here "
+            "(ulimit -n); raise the limit or give fewer workers"
+        )
 
 
 def _check_testing(cfg: CfgNode) -> None:
