@@ -22,7 +22,12 @@ from hicl_d2.command.address import ALGORITHMS
 from hicl_d2.command.errors import InputError, one_line
 
 # What torch's own files ask for besides tensors and their storages.
-_KEPT_BY_TORCH = ("torch.device", "torch.layout", "torch.nn.parameter.Parameter", "torch._tensor._rebuild_from_type_v2")
+_KEPT_BY_TORCH = (
+    "torch.device",
+    "torch.layout",
+    "torch.nn.parameter.Parameter",
+    "torch._tensor._rebuild_from_type_v2",
+)
 # The attribute by which a zip archive's list of records marks a folder.
 _FOLDER = 0x10
 

@@ -20,7 +20,10 @@ FEWEST = 8
 
 # What of a URL is a secret: user and password, and values of a query that let their owner in.
 USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
-SECRET = re.compile(r"([?&][\w.-]*(?:token|secret|sig|signature|password|passwd|credential|access_?key|api_?key)=)[^&#\s'\"]+", re.I)
+SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|sig|signature|password|passwd|credential|access_?key|api_?key)=)[^&#\s'\"]+",
+    re.I,
+)
 
 
 def masked(text: str) -> str:

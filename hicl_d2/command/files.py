@@ -126,8 +126,26 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def check_regular(path: str | Path, what: str = "file", most: int | None = None) -> None:
+    """Raise InputError for what is there and is no regular file (a pipe or a device would keep its reader waiting), or is too large.
+
+    ``most``: the bytes that a ``what`` may have. What is not there passes: opening it says so.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{what} {path} cannot be read: it is not a regular file")
+    if most is not None and found.st_size > most:
+        raise InputError(
+            f"{what} {path} cannot be read: it has more than {most // 2**20} MB, which no {what} needs"
+        )
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; InputError if it is damaged, OSError if it cannot be read."""
+    """Return the JSON object in ``path``; InputError if it is damaged or no regular file, OSError if it cannot be read."""
+    check_regular(path)
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.files import check_regular
 from hicl_d2.command.expression import list_of_range
 
 BASE_KEY = "_BASE_"
@@ -105,12 +106,7 @@ def read_yaml(path: Path, kind: str = "config file", *, text_keys: bool = False)
     Raises InputError, in one line with file and line, for a file that is missing or malformed.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{kind} {path} cannot be read: it is not a regular file")
-        if path.exists() and path.stat().st_size > MOST_BYTES:
-            raise InputError(
-                f"{kind} {path} cannot be read: it has more than {MOST_BYTES // 2**20} MB, which no {kind} needs"
-            )
+        check_regular(path, kind, MOST_BYTES)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{kind} {path} does not exist") from None

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.files import check_regular
 from hicl_d2.data.names import digest
+from hicl_d2.reading import MAX_PIXELS
 
 Size = tuple[int, int]
+# Of an annotation file; COCO's largest has 0.5 GB.
+MOST_BYTES = 8 * 2**30
 # How far beyond the image a corner may lie, in sides of the image: further out it belongs to another one.
 FURTHEST = 4
 
@@ -75,6 +79,7 @@ def read_coco(path: Path, images: Path, classes: Sequence[str]) -> list[CocoImag
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_regular(path, "annotation file", MOST_BYTES)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -136,6 +141,10 @@ def _size(entry: dict[str, Any], place: str, file: str) -> Size:
     if len(sides) != 2 or min(sides) < 1:
         raise InputError(
             f"{place} has the height {values[0]!r:.40} and the width {values[1]!r:.40}; give those of {file} in pixels"
+        )
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise InputError(
+            f"{place} says that {file} is {sides[0]} x {sides[1]}; an image has up to {MAX_PIXELS} pixels"
         )
     return (sides[0], sides[1])
 

@@ -22,7 +22,7 @@ from hicl_d2.command.address import check_address, checksum, is_address, not_fet
 from hicl_d2.command.cli import explain
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, listing, one_line
-from hicl_d2.command.files import atomic_open, read_json, write_json
+from hicl_d2.command.files import atomic_open, check_regular, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
@@ -360,11 +360,12 @@ class Checkpoints(DetectionCheckpointer):
 def numbered_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     """Return the checkpoints named after an iteration, as (iteration, path), the newest first."""
     found = ((NUMBERED.fullmatch(path.name), path) for path in Path(folder).glob("model_*.pth"))
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    return sorted(((int(match[1]), path) for match, path in found if match and path.is_file()), reverse=True)
 
 
 def named_last(folder: str | Path) -> str | None:
     """Return what ``last_checkpoint`` in ``folder`` says, None if there is no such file."""
+    check_regular(Path(folder) / LAST)
     try:
         return (Path(folder) / LAST).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -11,6 +11,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from hicl_d2.command.address import masked
+from hicl_d2.command.files import check_regular
 from hicl_d2.d2.utils import comm
 
 LOGGERS = ("hicl_d2", "detectron2", "fvcore", "py.warnings")
@@ -45,6 +46,7 @@ class RunLog:
         """Write what was logged so far and all that follows to ``log.txt`` (rank 1: ``log.txt.rank1``)."""
         rank = comm.get_rank()
         path = Path(output_dir) / f"log.txt{f'.rank{rank}' if rank else ''}"
+        check_regular(path, "log")
         file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_Masked(FORMAT, DATE_FORMAT))
         self._handlers.append(file)

@@ -11,7 +11,7 @@ import torch
 
 from hicl_d2.command.address import check_address, is_address, local_file
 from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import check_regular, check_writable
 from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
@@ -128,8 +128,11 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and not is_address(weights) and not local_file(weights).exists():
-        raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
+    elif weights and not is_address(weights):
+        if not local_file(weights).exists():
+            raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
+        if not local_file(weights).is_dir():
+            check_regular(local_file(weights), "weights file")
     elif args.eval_only and not weights:
         raise InputError(
             "--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume for the last checkpoint in "

@@ -177,7 +177,10 @@ def test_command_line(kind: str, command: Command) -> None:
 # Modules that exist and do not pass what is read: known in the first step, after the folder was made.
 MODULES = {
     "logits of other classes": (["MODEL.HICL.LOGITS", "norm"], "logits must be (2, 3, h, w)"),
-    "logits that are no map": (["MODEL.HICL.LOGITS", "loss"], "the output of the module loss must be a (B, C"),
+    "logits that are no map": (
+        ["MODEL.HICL.LOGITS", "loss"],
+        "the output of the module loss must be a (B, C",
+    ),
     "logits that nobody calls": (["MODEL.HICL.LOGITS", "sem_seg_head"], "sem_seg_head was not called"),
     "images that nobody calls": (["MODEL.HICL.IMAGE", "sem_seg_head"], "sem_seg_head was not called"),
     "images that are features": (["MODEL.HICL.IMAGE", "norm"], "not the batch of images"),

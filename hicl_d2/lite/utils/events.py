@@ -19,7 +19,9 @@ _storages: list["EventStorage"] = []
 def get_event_storage() -> "EventStorage":
     """Return the storage of the innermost ``with EventStorage(...)``; AssertionError outside of one."""
     if not _storages:  # no assert, which python -O leaves out: callers go by the error
-        raise AssertionError("get_event_storage() has to be called inside a 'with EventStorage(...)' context!")
+        raise AssertionError(
+            "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+        )
     return _storages[-1]
 
 
