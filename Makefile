@@ -31,7 +31,7 @@ test: $(STAMP)  ## run the tests
 test-slow: $(STAMP)  ## run the slow tests too
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (half an hour)
+faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (hours; FAULT_ARGS=--shorten: minutes)
 	@$(BIN)/python -m tests.robustness.fault_report $(FAULT_ARGS)
 
 load: $(STAMP)  ## measure and kill the harness with cells that only wait (a quarter of an hour)

@@ -102,7 +102,7 @@ def to_tensors(file: str, weights: dict[str, Any]) -> None:
 
 
 def check_plain(file: str, weights: Mapping[str, Any], floating: Collection[str] = ()) -> None:
-    """Raise InputError for a tensor that cannot stand for weights as it is: without values, in a layout or of a dtype of its own.
+    """Raise InputError for a tensor that cannot stand for weights as it is: no values, another layout, another dtype.
 
     A whole number is refused where a weight or bias stands, or what the model has in floating point (``floating``): it is a
     quantised one, whose scale is lost.

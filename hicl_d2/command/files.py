@@ -127,7 +127,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def check_regular(path: str | Path, what: str = "file", most: int | None = None) -> None:
-    """Raise InputError for what is there and is no regular file (a pipe or a device would keep its reader waiting), or is too large.
+    """Raise InputError for what is no regular file, or too large: a pipe or a device would keep its reader waiting.
 
     ``most``: the bytes that a ``what`` may have. What is not there passes: opening it says so.
     """

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from hicl_d2.command.errors import InputError, one_line
-from hicl_d2.command.files import check_regular
 from hicl_d2.command.expression import list_of_range
+from hicl_d2.command.files import check_regular
 
 BASE_KEY = "_BASE_"
 # A document's nodes with its aliases written out, and how deep they may be nested.
