@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.engine.trainer import Trainer
 from tests.support.fixtures import Command
 
 
@@ -263,6 +264,24 @@ def test_a_file_that_goes_bad_while_training_is_named(
     assert line.startswith("train_net: ")
     assert "tiny/images/train/" in line
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_after_they_were_listed_are_named(
+    workers: int, own_data_root: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Trainer.train
+
+    def without_files(self: Trainer) -> object:
+        for file in (own_data_root / "tiny/images/train").iterdir():
+            file.unlink()
+        return train(self)
+
+    monkeypatch.setattr(Trainer, "train", without_files)
+    outcome = command("DATALOADER.NUM_WORKERS", str(workers))
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "tiny/images/train/" in outcome.err.splitlines()[-1]
 
 
 def test_a_file_that_goes_bad_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(
