@@ -17,7 +17,6 @@ import numpy as np
 from hicl_d2.command.errors import InputError, listing, nearest
 from hicl_d2.command.files import check_regular
 from hicl_d2.data.names import digest
-from hicl_d2.reading import MAX_PIXELS
 
 Size = tuple[int, int]
 # Of an annotation file; COCO's largest has 0.5 GB.
@@ -141,10 +140,6 @@ def _size(entry: dict[str, Any], place: str, file: str) -> Size:
     if len(sides) != 2 or min(sides) < 1:
         raise InputError(
             f"{place} has the height {values[0]!r:.40} and the width {values[1]!r:.40}; give those of {file} in pixels"
-        )
-    if sides[0] * sides[1] > MAX_PIXELS:
-        raise InputError(
-            f"{place} says that {file} is {sides[0]} x {sides[1]}; an image has up to {MAX_PIXELS} pixels"
         )
     return (sides[0], sides[1])
 
