@@ -1,9 +1,9 @@
 """Break trainings, checkpoints, disks and input files, and print the table of what was seen.
 
-``python -m tests.robustness.fault_report`` (``make faults``) runs the tests of this folder (hours, most of them for
-files at random; ``--fuzzed 3000``: an hour; ``--shorten``: minutes) and prints a markdown table, a row for each kind of fault. A fault that was not survived
-is a row that says so, and exit status 1. ``--save`` keeps the rows for the README's table; with ``--only``, those of
-the faults that were not tried stay.
+``python -m tests.robustness.fault_report`` (``make faults``) runs the tests of this folder (hours, most of them for files
+at random; ``--fuzzed 3000``: an hour; ``--shorten``: minutes) and prints a markdown table, a row for each kind of fault. A
+fault that was not survived is a row that says so, and exit status 1. ``--save`` keeps the rows for the README's table; with
+``--only``, those of the faults that were not tried stay.
 """
 
 import argparse
