@@ -90,7 +90,7 @@ def test_open_files_that_run_out(train: Start, report: Report) -> None:
     limit = _limit(resource.RLIMIT_NOFILE, 100)
     done = train(*WORKERS, "SOLVER.IMS_PER_BATCH", "64", before=limit)
     _is_one_line(done, "lower DATALOADER.NUM_WORKERS")
-    report("20 to 100 open files allowed, two workers", 4, "one line, exit code 2, no waiting")
+    report("100 open files allowed, two workers, 64 images", 1, "one line, exit code 2, no waiting")
 
 
 def test_a_low_limit_that_may_be_raised_is_raised(train: Start) -> None:
