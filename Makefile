@@ -34,7 +34,7 @@ test-slow: $(STAMP)  ## run the slow tests too
 package: $(STAMP)  ## build the wheel, install it without the checkout and use it (two minutes)
 	@$(TEST_ENV) $(BIN)/python -m pytest tests/package
 
-faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (half an hour)
+faults: $(STAMP)  ## break runs and inputs on purpose, print what was seen (hours; FAULT_ARGS=--shorten: minutes)
 	@$(BIN)/python -m tests.robustness.fault_report $(FAULT_ARGS)
 
 load: $(STAMP)  ## measure and kill the harness with cells that only wait (a quarter of an hour)

@@ -16,6 +16,7 @@ from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.command.identity import flat_values
 from hicl_d2.command.safe_yaml import Document, KeyPath, read_chain
+from hicl_d2.config_ranges import check_ranges
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
 from hicl_d2.modeling.keys import add_model_keys
 
@@ -213,7 +214,7 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     ``file`` is a path or the name of a config of the project: ``camvid/deeplab_v3_plus_R_18_cpu.yaml``.
 
     Raises InputError, in one line with file, line and key, for a file that is missing or malformed, a tag that would run
-    code, a key that does not exist (the nearest one named) and a value of the wrong type.
+    code, a key that does not exist (the nearest one named), a value of the wrong type and a number outside of its range.
     """
     try:
         return _load(file, opts)
@@ -233,6 +234,7 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
     for document in documents:
         _merge(cfg, document)
     _merge_opts(cfg, list(opts))
+    check_ranges(cfg)
     cfg.freeze()
     return cfg
 
@@ -325,12 +327,12 @@ def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
         if isinstance(before, float) and type(decoded) is int:
             decoded = float(decoded)
         cfg.merge_from_list([key, decoded])
-    except (ValueError, AssertionError, KeyError):
-        raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r}") from None
+    except (ValueError, AssertionError, KeyError, OverflowError):
+        raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r:.80}") from None
     kind = _kind_of_elements(path)
     if kind is not None and not all(isinstance(element, kind) for element in decoded or ()):
         hint = "; quote each of them" if kind == (str,) else ""
-        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r}{hint}")
+        raise InputError(f"{place}: {key} must be a list of {kind[-1].__name__}, not {value!r:.80}{hint}")
 
 
 def _decoded(value: Any) -> Any:
@@ -352,7 +354,7 @@ def _text(path: KeyPath, value: Any, place: str) -> str | None:
     if isinstance(value, str):
         return decoded if isinstance(decoded, str) else value
     hint = "" if isinstance(value, list | tuple) else "; quote it, or YAML does not read it as text"
-    raise InputError(f"{place}: {'.'.join(path)} must be a str, not {value!r}{hint}")
+    raise InputError(f"{place}: {'.'.join(path)} must be a str, not {value!r:.80}{hint}")
 
 
 def _kind_of_elements(path: KeyPath) -> tuple[type, ...] | None:

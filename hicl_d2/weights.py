@@ -8,9 +8,10 @@ import collections
 import hashlib
 import io
 import pickle
+import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ import torch
 from hicl_d2.command.address import ALGORITHMS
 from hicl_d2.command.errors import InputError, one_line
 
+# What torch's own files ask for besides tensors and their storages.
+_KEPT_BY_TORCH = (
+    "torch.device",
+    "torch.layout",
+    "torch.nn.parameter.Parameter",
+    "torch._tensor._rebuild_from_type_v2",
+)
 # The attribute by which a zip archive's list of records marks a folder.
 _FOLDER = 0x10
 
@@ -70,7 +78,11 @@ def check_names_and_tensors(file: str, weights: Any) -> None:
     if not isinstance(weights, dict):
         raise InputError(f"weights {file} are of type {type(weights).__name__}; expected names and tensors")
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor | np.ndarray | np.generic) or not isinstance(name, str):
+        if not isinstance(name, str):
+            raise InputError(
+                f"weights {file}: a tensor is called {name!r:.40}, of type {type(name).__name__}; expected text"
+            )
+        if not isinstance(value, torch.Tensor | np.ndarray | np.generic):
             kind = type(value).__name__
             raise InputError(f"weights {file}: {name} is of type {kind}; expected a tensor")
 
@@ -89,6 +101,33 @@ def to_tensors(file: str, weights: dict[str, Any]) -> None:
                 ) from None
 
 
+def check_plain(file: str, weights: Mapping[str, Any], floating: Collection[str] = ()) -> None:
+    """Raise InputError for a tensor that cannot stand for weights as it is: no values, another layout, another dtype.
+
+    A whole number is refused where a weight or bias stands, or what the model has in floating point (``floating``): it is a
+    quantised one, whose scale is lost.
+    """
+    for name, tensor in weights.items():
+        kind = _unfit(tensor, name in floating or name.endswith((".weight", ".bias")))
+        if kind:
+            raise InputError(
+                f"weights {file}: {name} is a tensor that is {kind}; save plain weights in floating point"
+            )
+
+
+def _unfit(tensor: torch.Tensor, is_weight: bool) -> str:
+    """Return in a word what is wrong with a tensor; "" if nothing is."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_meta:
+        return "without values (meta)"
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+        return f"of {tensor.dtype}"
+    return f"of {tensor.dtype}" if is_weight and not tensor.is_floating_point() else ""
+
+
 def read_torch(file: str) -> Any:
     """Return the content of a file that torch wrote, on the CPU; NumPy's arrays and numbers may be in it.
 
@@ -98,8 +137,8 @@ def read_torch(file: str) -> Any:
         with torch.serialization.safe_globals(_SAFE_FOR_TORCH):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything at all
-        asked = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
-        raise (_refused(file, asked[1]) if asked else _damaged(file, error)) from None
+        asked = _asked_for(file)
+        raise (_refused(file, asked) if asked else _damaged(file, error)) from None
 
 
 def read_pickle(file: str) -> Any:
@@ -114,6 +153,44 @@ def read_pickle(file: str) -> Any:
         raise
     except Exception as error:
         raise _damaged(file, error) from None
+
+
+def _asked_for(file: str) -> str:
+    """Return the first function or class that the pickle in a file of torch asks for and that no weights need; "" if none.
+
+    The pickle is looked through and not run, so that one that torch cannot read for another reason is named too.
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                content = archive.read(name)
+        else:
+            content = Path(file).read_bytes()
+        return next((name for name in _globals_in(content) if not _is_known(name)), "")
+    except Exception:  # a damaged file raises anything at all
+        return ""
+
+
+def _globals_in(content: bytes) -> Iterator[str]:
+    """Yield the dotted names that the pickles in ``content``, one after the other, ask for, up to what is no pickle."""
+    stream = io.BytesIO(content)
+    while True:
+        texts: list[str] = []
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".", 1)
+            elif operation.name == "STACK_GLOBAL":
+                yield ".".join(texts[-2:])
+            elif operation.name.startswith("EXT"):
+                yield f"the extension {argument}"
+            elif isinstance(argument, str):
+                texts.append(argument)
+
+
+def _is_known(name: str) -> bool:
+    kept = name in _SAFE or name in _KEPT_BY_TORCH or name.startswith("torch._utils._rebuild_")
+    return kept or re.fullmatch(r"torch(\.storage|\.cuda)?\.\w*(Storage|[a-z]\d+|bool)", name) is not None
 
 
 def _refused(file: str, what: str) -> InputError:

@@ -18,6 +18,19 @@ ALGORITHMS = {64: "sha256", 96: "sha384", 128: "sha512"}
 FEWEST = 8
 
 
+# What of a URL is a secret: user and password, and values of a query that let their owner in.
+USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|sig|signature|password|passwd|credential|access_?key|api_?key)=)[^&#\s'\"]+",
+    re.I,
+)
+
+
+def masked(text: str) -> str:
+    """Return ``text`` with ``***`` in the place of users, passwords and tokens of the URLs in it."""
+    return SECRET.sub(r"\1***", USER.sub("***@", text))
+
+
 def is_address(path: str) -> bool:
     """Return whether ``path`` is a URL and no local path."""
     return "://" in path

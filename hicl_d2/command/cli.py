@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,13 @@ TRACEBACK = "HICL_TRACEBACK"
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+# How libraries, torch before all, say that memory or threads ran out, where they do not raise MemoryError.
+NO_MEMORY = (
+    *("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "bad allocation"),
+    *("can't start new thread", "failed to map segment", "Resource temporarily unavailable"),
+)
+OUT_OF_MEMORY = "no memory for what the config asks for; make its model or its batch smaller, or lower DATALOADER.NUM_WORKERS"
 
 
 class Parser(ArgumentParser):
@@ -69,6 +77,7 @@ def share(text: str) -> float:
 
 def run(tool: str, main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit with :func:`status`."""
+    interrupts.quieten_loaders()
     sys.exit(status(tool, main))
 
 
@@ -85,6 +94,7 @@ def status(
     Any other exception is a fault of ours and keeps its traceback (exit 1). ``handling`` is the context that answers
     signals meanwhile; ``stopped`` is what is said after one.
     """
+    _keep_warnings_of_libraries()
     try:
         with handling():
             return main() or 0
@@ -99,6 +109,20 @@ def status(
             raise
         write_error(f"{tool}: {printable(one_line(InputError(message)))}\n")
         return 2
+
+
+def _keep_warnings_of_libraries() -> None:
+    """Where the user makes errors of warnings (PYTHONWARNINGS=error, -W error), do so for those of this project alone.
+
+    Libraries warn of what they will change, some while they are imported; a run is not to end for it. Processes that are
+    started from here get the same.
+    """
+    if not any(action == "error" and module is None for action, _, _, module, _ in warnings.filters):
+        return
+    warnings.simplefilter("default")
+    warnings.filterwarnings("error", module=r"hicl_d2(\.|$)")
+    sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("error")]
+    os.environ.pop("PYTHONWARNINGS", None)
 
 
 def stop_signal(error: BaseException) -> int | None:
@@ -116,25 +140,46 @@ def explain(error: BaseException) -> str | None:
     """Return one line for an error that the user can put right, None for a fault of ours."""
     if isinstance(error, InputError):
         return one_line(error)
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"no space left on the disk of {_place(error)}; make room, then go on with --resume"
-    if isinstance(error, OSError) and error.errno in NO_PERMISSION:
-        return f"no permission to use {_place(error)} ({error.strerror})"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return f"{one_line(error).split('. ')[0]}; lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE"
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's, on the CPU
-        return "no memory for what the config asks for; make its model or its batch smaller"
     if _lost_a_worker(error):
         return f"{one_line(error)}; lower DATALOADER.NUM_WORKERS if memory (or /dev/shm) ran out"
-    if isinstance(error, ImportError) and (
-        "this needs Detectron2" in str(error) or "HICL_RUNTIME" in str(error)
-    ):
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return f"{one_line(error).split('. ')[0]}; lower SOLVER.IMS_PER_BATCH or INPUT.CROP.SIZE"
+    text = str(error)
+    is_full = isinstance(error, RuntimeError | ImportError) and any(each in text for each in NO_MEMORY)
+    if is_full or isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and ("Too many open files" in text or "items of ancdata" in text):
+        return _too_many("")
+    if isinstance(error, ImportError) and ("this needs Detectron2" in text or "HICL_RUNTIME" in text):
         return one_line(error)
     return explain_missing(error)
 
 
+def _explain_system(error: OSError) -> str | None:
+    """Return one line for what the system refused; None where it names no file, or a lost connection is the cause."""
+    if error.errno in NO_SPACE:
+        return f"no space left on the disk of {_place(error)}; make room, then go on with --resume"
+    if error.errno in NO_PERMISSION:
+        return f"no permission to use {_place(error)} ({error.strerror})"
+    if error.errno == errno.EFBIG:
+        return f"{_place(error)} is larger than a file may be here; raise the limit (ulimit -f), then go on with --resume"
+    if error.errno in TOO_MANY_FILES:
+        return _too_many(f" ({error.filename})" if error.filename else "")
+    if error.errno == errno.ENOMEM:
+        return OUT_OF_MEMORY
+    if error.errno is None or error.filename is None or isinstance(error, ConnectionError | InterruptedError):
+        return None
+    return f"{error.filename} cannot be used: {str(error.strerror).lower()}"
+
+
+def _too_many(what: str) -> str:
+    return f"too many files are open{what}; raise the limit (ulimit -n) or lower DATALOADER.NUM_WORKERS"
+
+
 def _lost_a_worker(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return isinstance(error, RuntimeError | OSError) and "DataLoader worker" in str(error)
 
 
 def _place(error: OSError) -> str:

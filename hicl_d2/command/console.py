@@ -1,13 +1,17 @@
 """What a command says on the console: a bar or a moving line on a terminal, a plain line now and then elsewhere."""
 
 import contextlib
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TextIO
 
+from hicl_d2.command.address import masked
+from hicl_d2.command.errors import InputError
 from hicl_d2.command.live import Work, can_draw, draw
 
 MOST_SECONDS = 1e12
@@ -76,7 +80,7 @@ class Console:
             write_error(f"{printable(text)}\n")
 
     def show(self, text: str) -> None:
-        """Write a result to standard output. Raises OSError if it cannot be written."""
+        """Write a result to standard output. Raises InputError, the first time, if it cannot be written."""
         if not self._is_silent:
             self._write(printable(text))
 
@@ -88,8 +92,13 @@ class Console:
 
     def _write(self, text: str) -> None:
         self._erase()
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(masked(f"{text}\n"))
+            sys.stdout.flush()
+        except OSError as error:
+            _give_up(sys.stdout)
+            reason = str(error.strerror).lower()
+            raise InputError(f"standard output cannot be written ({reason})") from None
 
     def close(self) -> None:
         """End the moving line where it is, so that what follows has a line of its own."""
@@ -120,9 +129,20 @@ def _line(text: str | Callable[[], str]) -> str:
 
 def write_error(text: str) -> None:
     """Write to standard error; that the console is gone must not keep the work from ending in order."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text)
+    try:
+        sys.stderr.write(masked(text))
         sys.stderr.flush()
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let nothing more be written to a stream that is broken: Python would try again at its end, and exit for that."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
 
 
 def counter(what: str, total: int) -> Callable[[], None]:

@@ -24,6 +24,8 @@ PREFIX = ".hicl_d2-"
 UNFINISHED = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}-.+\.tmp(\.[^.]+)?", re.DOTALL)
 # Bytes of the file's own name in a temporary name, which must stay below the 255 that file systems take.
 NAME_BYTES = 200
+# Bytes that a name and a path may have at most on Linux.
+MOST_NAME, MOST_PATH = 255, 4096
 # A folder cannot be flushed on every file system.
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
@@ -124,8 +126,26 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def check_regular(path: str | Path, what: str = "file", most: int | None = None) -> None:
+    """Raise InputError for what is no regular file, or too large: a pipe or a device would keep its reader waiting.
+
+    ``most``: the bytes that a ``what`` may have. What is not there passes: opening it says so.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{what} {path} cannot be read: it is not a regular file")
+    if most is not None and found.st_size > most:
+        raise InputError(
+            f"{what} {path} cannot be read: it has more than {most // 2**20} MB, which no {what} needs"
+        )
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; InputError if it is damaged, OSError if it cannot be read."""
+    """Return the JSON object in ``path``; InputError if it is damaged or no regular file, OSError if it cannot be read."""
+    check_regular(path)
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text)
@@ -143,8 +163,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def check_writable(folder: str | Path, name: str) -> None:
     """Check that ``folder`` can be made and written in, without making it; ``name`` is what the user calls it.
 
-    Raises InputError if it cannot.
+    Raises InputError if it cannot, and for a name that nobody means: none at all, "None", or one with control characters.
     """
+    _check_name(str(folder), name)
     existing = Path(folder).absolute()
     while not os.path.lexists(existing):
         existing = existing.parent
@@ -152,6 +173,22 @@ def check_writable(folder: str | Path, name: str) -> None:
         raise InputError(f"{name} {folder} cannot be made: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{name} {folder}: no permission to write in {existing}; choose another {name}")
+
+
+def _check_name(folder: str, name: str) -> None:
+    shown = ascii(folder)[:80]
+    if not folder.strip() or folder in ("None", "null"):
+        raise InputError(f"{name} is {shown}; give the name of a folder")
+    if any(ord(character) < 32 or ord(character) == 127 for character in folder):
+        raise InputError(f"{name} is {shown}; the name of a folder has no line breaks or control characters")
+    try:
+        parts = [len(part.encode()) for part in Path(folder).absolute().parts]
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is {shown}; the name of a folder must be text (UTF-8)") from None
+    if max(parts) > MOST_NAME or sum(parts) + len(parts) + MOST_NAME > MOST_PATH:
+        raise InputError(
+            f"{name} {folder[:40]}... is too long: a name may have {MOST_NAME} bytes, a path {MOST_PATH - MOST_NAME}"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from hicl_d2.command import imports
-from hicl_d2.command.address import is_address, local_file
+from hicl_d2.command.address import is_address, local_file, masked
 from hicl_d2.command.checksums import content_checksum
 from hicl_d2.command.layout import PLACE_KEYS
 
@@ -87,7 +87,7 @@ def weights_content(weights: str) -> str:
     follows a ``?`` says how the weights are read and stays.
     """
     if not weights or is_address(weights):
-        return weights
+        return masked(weights)
     digits = content_checksum(local_file(weights))
     if digits is None:
         return f"{MISSING}{weights}"
@@ -121,10 +121,10 @@ def _parsed(text: str) -> Any:
 
 
 def flat_values(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings with dotted keys, as JSON has them."""
+    """Yield the values of nested mappings with dotted keys, as JSON has them, without passwords and tokens of addresses."""
     for key in sorted(node, key=str):
         value = node[key]
         if isinstance(value, Mapping):
             yield from flat_values(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.loads(json.dumps(value, default=str))
+            yield f"{prefix}{key}", json.loads(masked(json.dumps(value, default=str)))

@@ -64,6 +64,12 @@ def _show_own(
         show(kind, error, traceback)
 
 
+def quieten_loaders() -> None:
+    """From here on do not show what fails in the destructor of a loader that could not start its workers: that was said."""
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "DataLoaderIter" in repr(found.object) else show(found)
+
+
 @contextmanager
 def installed(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` answer :data:`SIGNALS` inside the block; call it in the main thread.

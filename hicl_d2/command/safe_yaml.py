@@ -14,6 +14,7 @@ import yaml
 
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.expression import list_of_range
+from hicl_d2.command.files import check_regular
 from hicl_d2.command.shipped import CONFIG, find, locate
 
 BASE_KEY = "_BASE_"
@@ -21,6 +22,8 @@ BASE_KEY = "_BASE_"
 MOST_NODES = 200_000
 MOST_LEVELS = 100
 MOST_BYTES = 10 * 2**20
+# Bits of a whole number: more than these Python does not print, and so no message could name it.
+MOST_BITS = 10_000
 YAML_TAG = "tag:yaml.org,2002:"
 PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
 # The tag of the one expression in Mask2Former's files, which is computed without running code.
@@ -70,7 +73,17 @@ def _construct_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int | floa
     return list_of_range(_expression(node))
 
 
+def _construct_whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    number: int = loader.construct_yaml_int(node)
+    if number.bit_length() > MOST_BITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, "a whole number of thousands of digits", node.start_mark
+        )
+    return number
+
+
 _Loader.add_constructor(EVAL_TAG, _construct_list)
+_Loader.add_constructor(f"{YAML_TAG}int", _construct_whole)
 
 
 class _TextKeyLoader(_Loader):
@@ -94,12 +107,7 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
     Raises InputError, in one line with file and line, for a file that is missing or malformed.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{kind} {path} cannot be read: it is not a regular file")
-        if path.exists() and path.stat().st_size > MOST_BYTES:
-            raise InputError(
-                f"{kind} {path} cannot be read: it has more than {MOST_BYTES // 2**20} MB, which no {kind} needs"
-            )
+        check_regular(path, kind, MOST_BYTES)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{kind} {path} does not exist") from None

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.files import check_regular
 from hicl_d2.data.names import digest
 
 Size = tuple[int, int]
+# Of an annotation file; COCO's largest has 0.5 GB.
+MOST_BYTES = 8 * 2**30
 # How far beyond the image a corner may lie, in sides of the image: further out it belongs to another one.
 FURTHEST = 4
 
@@ -75,6 +78,7 @@ def read_coco(path: Path, images: Path, classes: Sequence[str]) -> list[CocoImag
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_regular(path, "annotation file", MOST_BYTES)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -2,15 +2,22 @@
 
 import contextlib
 import ctypes
+import logging
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
 from hicl_d2.command.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -29,10 +36,27 @@ class Outcome(NamedTuple):
 def end_with_parent(number: int = 0) -> None:
     """Let this worker (``number`` of a loader) be killed when the process that started it ends, also when that was killed.
 
-    Does nothing where the system has no such call: there a worker looks after its parent every few seconds.
+    Does nothing where the system has no such call: there a worker looks after its parent every few seconds. A worker that
+    cannot hand over a result (no more open files, no room in /dev/shm) ends at once: else the process that started it would
+    wait for that result, and not hear of it.
     """
+    show = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        _end(error) if _is_of_system(error) else show(kind, error, trace)
+    )
+    threading.excepthook = lambda failed: _end(failed.exc_value)
+    Queue._on_queue_feeder_error = staticmethod(lambda error, result: _end(error))  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_of_system(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError)
+
+
+def _end(error: BaseException | None) -> None:
+    logger.info("a worker ends because it cannot hand over its work", exc_info=error)
+    os._exit(1)
 
 
 def for_each(

@@ -132,10 +132,8 @@ def unseen_classes(cfg: CfgNode) -> str:
 
 
 def check_inputs(cfg: CfgNode) -> None:
-    """Raise InputError for a value of INPUT or DATALOADER that the reading of images cannot work with."""
-    inputs, workers = cfg.INPUT, cfg.DATALOADER.NUM_WORKERS
-    if workers < 0:
-        raise InputError(f"DATALOADER.NUM_WORKERS is {workers}; it must be 0 (none) or more")
+    """Raise InputError for a value of INPUT that the reading of images cannot work with."""
+    inputs = cfg.INPUT
     _check_choice("INPUT.FORMAT", inputs.FORMAT, ("BGR", "RGB"))
     _check_choice("INPUT.RANDOM_FLIP", inputs.RANDOM_FLIP, ("horizontal", "vertical", "none"))
     _check_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", inputs.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from hicl_d2.command.address import check_address, checksum, is_address, not_fetched
+from hicl_d2.command.cli import explain
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, listing, one_line
-from hicl_d2.command.files import atomic_open, read_json, write_json
+from hicl_d2.command.files import atomic_open, check_regular, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
 from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
@@ -32,6 +33,7 @@ from hicl_d2.weights import (
     DamagedError,
     check_content,
     check_names_and_tensors,
+    check_plain,
     check_whole,
     read_pickle,
     read_torch,
@@ -52,6 +54,8 @@ ENOUGH = 0.5
 RESHAPED, RESHAPED_SHARE = 4, 0.1
 # What torch and pickle raise for a file that is damaged or holds something else.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+# What a trainer, an optimizer or a schedule raises for a state that lacks something or is another one's.
+STATE_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 # What ends a path in MODEL.WEIGHTS to name the key of the file that holds the weights: ?key=model_ema.
 KEY = re.compile(r"[?&]key=([^&#]+)")
 # Child of a model that exists in training alone: a plain checkpoint has none of it.
@@ -237,11 +241,17 @@ class Checkpoints(DetectionCheckpointer):
             content = super()._load_file(filename)
             check_names_and_tensors(filename, content["model"])
             to_tensors(filename, content["model"])
+            self._check_plain(filename, content["model"])
             content["model"] = without_wrappers(content["model"], self.model.state_dict().keys(), filename)
             foreign = with_known_names(content["model"])
             if foreign is None:
                 return content
+        self._check_plain(filename, foreign)
         return {"model": foreign, "matching_heuristics": True}
+
+    def _check_plain(self, filename: str, weights: dict[str, Any]) -> None:
+        state = self.model.state_dict()
+        check_plain(filename, weights, {name for name, value in state.items() if value.is_floating_point()})
 
     def _torch_load(self, filename: str) -> Any:
         """Stand in for Detectron2's reader, which an environment variable can make run code and which knows one layout."""
@@ -319,6 +329,10 @@ class Checkpoints(DetectionCheckpointer):
                 f"checkpoint {self.resumed} is of another model: {self.fit}; it cannot be resumed with this config"
             )
         self.saved = state.get("iteration")
+        if not isinstance(self.saved, int) or isinstance(self.saved, bool) or self.saved < 0:
+            raise InputError(
+                f"checkpoint {self.resumed} was made after the iteration {self.saved!r:.40}; expected a number"
+            )
 
     def _load_newest(self) -> dict[str, Any]:
         # Every process uses the main one's list: file systems may show the others an older state.
@@ -330,6 +344,13 @@ class Checkpoints(DetectionCheckpointer):
             except DamagedError as error:
                 damaged.append(one_line(error))
                 continue
+            except STATE_ERRORS as error:
+                if explain(error) is not None:
+                    raise
+                raise InputError(
+                    f"checkpoint {path}: the state of its training cannot be taken over ({type(error).__name__}: "
+                    f"{one_line(error)[:160]}); it is of another optimizer, or was not saved by a training"
+                ) from None
             if not self.checkpointables.keys() <= self.parts:
                 raise InputError(f"checkpoint {path} holds weights alone, without the state of a training")
             self.resumed = path
@@ -348,11 +369,12 @@ class Checkpoints(DetectionCheckpointer):
 def numbered_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     """Return the checkpoints named after an iteration, as (iteration, path), the newest first."""
     found = ((NUMBERED.fullmatch(path.name), path) for path in Path(folder).glob("model_*.pth"))
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    return sorted(((int(match[1]), path) for match, path in found if match and path.is_file()), reverse=True)
 
 
 def named_last(folder: str | Path) -> str | None:
     """Return what ``last_checkpoint`` in ``folder`` says, None if there is no such file."""
+    check_regular(Path(folder) / LAST)
     try:
         return (Path(folder) / LAST).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

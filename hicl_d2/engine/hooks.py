@@ -13,7 +13,7 @@ from typing import Any
 
 from hicl_d2.command import interrupts
 from hicl_d2.command.console import console, duration
-from hicl_d2.command.files import atomic_open
+from hicl_d2.command.files import atomic_open, check_regular
 from hicl_d2.command.live import Work
 from hicl_d2.d2.engine import HookBase
 from hicl_d2.d2.utils import EventWriter, comm, get_event_storage
@@ -51,6 +51,7 @@ class MetricsFile(EventWriter):
         """Return the complete lines; if the process was killed while writing, the last one is not."""
         if not self.path.exists():
             return []
+        check_regular(self.path)
         found = []
         for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:

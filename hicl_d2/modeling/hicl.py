@@ -7,6 +7,7 @@ own checkpoint loads into the plain model. At inference nothing of the branch ru
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -201,20 +202,38 @@ class LossHooks:
         (labels, weight, iteration), self.step = self.step, None
         branch = _branch(model)
         attachment = branch.attachment
-        seen = attachment.take()
+        with _named(RuntimeError):
+            seen = attachment.take()
+            found = branch_logits(model, seen.logits) if weight else None
         is_logged = iteration is not None and (iteration + 1) % self.log_period == 0
-        loss = attachment.compute(
-            branch,
-            seen.features,
-            _pad_to(labels, cast(Tensor, seen.images), branch.ignore_value) if weight else None,
-            branch_logits(model, seen.logits) if weight else None,
-            weight,
-            step_seed(iteration or 0, attachment.seed),
-            describe=is_logged,
-        )
+        with _named(ValueError):
+            loss = attachment.compute(
+                branch,
+                seen.features,
+                _pad_to(labels, seen.images, branch.ignore_value) if weight else None,
+                found,
+                weight,
+                step_seed(iteration or 0, attachment.seed),
+                describe=is_logged,
+            )
         if is_logged and branch.diagnostics:
             _log(branch.diagnostics)
         return {**losses, "loss_hicl": loss}
+
+
+class BranchError(InputError, RuntimeError, ValueError):
+    """Raised where the modules that MODEL.HICL names turn out not to pass what the branch reads."""
+
+
+@contextmanager
+def _named(*kinds: type[Exception]) -> Iterator[None]:
+    """Raise BranchError in the place of an error of exactly these ``kinds``."""
+    try:
+        yield
+    except kinds as error:
+        if type(error) not in kinds:
+            raise
+        raise BranchError(f"MODEL.HICL: {error}") from None
 
 
 def _branch(model: nn.Module) -> Contrast:
@@ -233,7 +252,7 @@ def _iteration() -> int | None:
     """Return the trainer's iteration, or None where no trainer is at work (the branch is then fully on)."""
     try:
         return get_event_storage().iter
-    except AssertionError:
+    except (AssertionError, IndexError):  # the second is Detectron2's under python -O
         return None
 
 
@@ -259,9 +278,19 @@ def upload_labels(labels: Tensor, device: torch.device) -> Tensor:
     return labels if labels.device == device else labels.to(torch.int16).to(device, non_blocking=True)
 
 
-def _pad_to(labels: list[Tensor], images: Tensor, ignore_value: int) -> Tensor:
-    """Return the labels (B, H, W) of the padded image batch (B, 3, H, W), padding ignored."""
-    height, width = images.shape[-2:]
+def _pad_to(labels: list[Tensor], images: Any, ignore_value: int) -> Tensor:
+    """Return the labels (B, H, W) of the padded image batch (B, 3, H, W), padding ignored.
+
+    Raises ValueError where what the module IMAGE takes is no batch that these labels could be of.
+    """
+    is_batch = isinstance(images, Tensor) and images.dim() == 4 and len(images) == len(labels)
+    height, width = images.shape[-2:] if is_batch else (0, 0)
+    if any(label.shape[0] > height or label.shape[1] > width for label in labels):
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"the module that IMAGE names takes {found}, which is not the batch of images: there are {len(labels)} label "
+            f"maps, the first of {labels[0].shape[0]} x {labels[0].shape[1]}"
+        )
     return torch.stack([_pad(label, height, width, ignore_value) for label in labels])
 
 

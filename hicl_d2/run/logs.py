@@ -5,11 +5,13 @@ Until the output directory is known to be good nothing is written: what is logge
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from hicl_d2.command.address import masked
 from hicl_d2.command.console import console
+from hicl_d2.command.files import check_regular
 from hicl_d2.d2.utils import comm
 
 LOGGERS = ("hicl_d2", "detectron2", "fvcore", "py.warnings")
@@ -24,6 +26,13 @@ class _ConsoleHandler(logging.Handler):
         console.say(self.format(record))
 
 
+class _Masked(logging.Formatter):
+    """Write no user, password or token of a URL into a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 class RunLog:
     """Where the loggers of one run write; ``open`` turns from memory to the file."""
 
@@ -36,7 +45,7 @@ class RunLog:
             shown = _ConsoleHandler()
             shown.setLevel(logging.WARNING)
             shown.addFilter(lambda record: not record.exc_info)  # a traceback is for the file
-            shown.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+            shown.setFormatter(_Masked("%(levelname)s: %(message)s"))
             self._handlers.append(shown)
             self._add(shown, ("hicl_d2",))
 
@@ -44,8 +53,9 @@ class RunLog:
         """Write what was logged so far and all that follows to ``log.txt`` (rank 1: ``log.txt.rank1``)."""
         rank = comm.get_rank()
         path = Path(output_dir) / f"log.txt{f'.rank{rank}' if rank else ''}"
-        file = logging.FileHandler(path)
-        file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        check_regular(path, "log")
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(_Masked(FORMAT, DATE_FORMAT))
         self._handlers.append(file)
         self._memory.setTarget(file)
         self._memory.flush()
@@ -53,10 +63,16 @@ class RunLog:
         self._add(file, LOGGERS)
 
     def close(self) -> None:
-        """Detach and close every handler."""
+        """Detach and close every handler. Raises OSError, with the file, if its last lines cannot be written."""
+        failed: OSError | None = None
         for handler in self._handlers:
             self._remove(handler)
-            handler.close()
+            try:
+                handler.close()
+            except OSError as error:
+                failed = OSError(error.errno, error.strerror, getattr(handler, "baseFilename", None))
+        if failed is not None:
+            raise failed
 
     def _add(self, handler: logging.Handler, names: tuple[str, ...]) -> None:
         for name in names:
@@ -81,8 +97,13 @@ def run_log() -> Iterator[RunLog]:
     log = RunLog()
     try:
         yield log
-    finally:
+    except BaseException:
+        with suppress(OSError):  # the error that ended the run is the one to tell
+            log.close()
+        raise
+    else:
         log.close()
+    finally:
         logging.raiseExceptions = raise_exceptions
         logging.captureWarnings(False)
         for logger, level in before:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hicl_d2.command.address import masked
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import read_json, write_json
 from hicl_d2.command.git import git_state
@@ -106,7 +107,7 @@ def write_manifest(
     content = {
         "schema": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [masked(word) for word in sys.argv],
         "config_hash": config_hash(cfg),
         "identity": run_identity(cfg, data).parts(),
         "seed": seed,

@@ -148,7 +148,12 @@ def _join_torchrun(device: str) -> None:
         if local_rank >= torch.cuda.device_count():
             raise InputError(f"torchrun started more processes than this machine has GPUs ({local_rank})")
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # The agent keeps its store when it starts the processes again, and with it the addresses of those that are gone.
+        # (Of several agents each counts its own restarts, so that the number would not be the same for all.)
+        store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", store=store, rank=rank, world_size=size)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from hicl_d2.command.address import masked
 from hicl_d2.command.files import write_json
 from hicl_d2.command.git import git_state
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
@@ -67,7 +68,7 @@ def evaluation_result(
     """Return the content of evaluation.json: the figures of ``weights`` on DATASETS.TEST."""
     return {
         "schema": RESULT_SCHEMA,
-        "weights": weights,
+        "weights": masked(weights),
         "dataset": cfg.DATASETS.TEST[0],
         "metrics": finite(metrics),
         "class_iou": class_iou(cfg, metrics),

@@ -1,17 +1,17 @@
 """What is settled before a run starts: good input, its seed, its device. Nothing is written here."""
 
 import logging
+import resource
 import secrets
 from argparse import Namespace
-from functools import reduce
-from operator import getitem
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from hicl_d2.command.address import check_address, is_address, local_file
 from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.command.files import check_writable
+from hicl_d2.command.files import check_regular, check_writable
 from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
@@ -30,14 +30,8 @@ from hicl_d2.run.processes import count
 
 logger = logging.getLogger(__name__)
 
-# The least that a number may be.
-LEAST = {
-    **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"), 1),
-    **dict.fromkeys(("SOLVER.ACCUMULATE", "MODEL.HICL.HIDDEN_DIM", "MODEL.HICL.LOG_PERIOD"), 1),
-    **dict.fromkeys(("SOLVER.CHECKPOINT_KEEP", "SOLVER.NONFINITE_LIMIT", "SOLVER.REFERENCE_WORLD_SIZE"), 0),
-}
-# What NumPy takes is twice as much; each process adds its rank.
-SEEDS = 2**31
+# Files that a run has open without loaders' workers, and for each of them, at least; and what is asked of the system.
+FILES, FILES_OF_WORKER, MOST_FILES = 64, 16, 65536
 
 
 def check_before_start(cfg: CfgNode, args: Namespace) -> State:
@@ -67,17 +61,12 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"it is one of {listing(PRECISIONS)}"
         )
     check_memory_format(cfg)
-    for key, least in LEAST.items():
-        value = reduce(getitem, key.split("."), cfg)
-        if value < least:
-            raise InputError(f"{key} is {value}; it must be {least} or more")
-    if cfg.SEED >= SEEDS:
-        raise InputError(f"SEED is {cfg.SEED}; it must be below {SEEDS}")
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         raise InputError(
             f"SOLVER.RESCALE_INTERVAL leaves nothing after SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} of SOLVER.MAX_ITER "
             f"{solver.MAX_ITER} iterations; warm up for fewer"
         )
+    _allow_open_files(cfg.DATALOADER.NUM_WORKERS)
     processes = count(args)
     if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
@@ -91,6 +80,24 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
         )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise InputError("DATASETS.TEST names no data set to evaluate on")
+
+
+def _allow_open_files(workers: int) -> None:
+    """Raise this process's limit of open files as far as the system lets it; InputError if loaders cannot work with that.
+
+    The tensors that a worker hands over are files until they have arrived.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_FILES)), hard))
+    least = FILES + FILES_OF_WORKER * workers
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if workers and allowed != resource.RLIM_INFINITY and allowed < least:
+        raise InputError(
+            f"DATALOADER.NUM_WORKERS is {workers}, which takes {least} open files or more, and {allowed} are allowed here "
+            "(ulimit -n); raise the limit or give fewer workers"
+        )
 
 
 def _check_testing(cfg: CfgNode) -> None:
@@ -123,8 +130,11 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
                 f"{Path(cfg.OUTPUT_DIR) / LAST} names {name or 'nothing'}, which is not there; write an existing file's name "
                 "into it"
             )
-    elif weights and not is_address(weights) and not local_file(weights).exists():
-        raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
+    elif weights and not is_address(weights):
+        if not local_file(weights).exists():
+            raise InputError(f"weights file {weights} (MODEL.WEIGHTS) does not exist")
+        if not local_file(weights).is_dir():
+            check_regular(local_file(weights), "weights file")
     elif args.eval_only and not weights:
         raise InputError(
             "--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume for the last checkpoint in "

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.address import masked
 from hicl_d2.command.console import console
-from hicl_d2.command.errors import one_line
+from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.files import occupied, read_json, remove_unfinished, write_json, write_text
 from hicl_d2.command.layout import RESULT
 from hicl_d2.d2 import RUNTIME
@@ -120,7 +121,7 @@ def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
         images=trainer.data_loader.num_images,
         data=_data(cfg),
     )
-    write_text(Path(resolved.OUTPUT_DIR) / "config.yaml", resolved.dump())
+    write_text(Path(resolved.OUTPUT_DIR) / "config.yaml", masked(resolved.dump()))
 
 
 def _finish(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, results: dict[str, Any]) -> None:
@@ -204,11 +205,17 @@ def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
 
 
 def _report(cfg: CfgNode, metrics: dict[str, Any], path: Path, pictures: Path | None) -> None:
-    if len(cfg.DATASETS.TEST):
-        console.show(f"\n{cfg.DATASETS.TEST[0]}\n\n{result.table(cfg, metrics, bars=sys.stdout.isatty())}\n")
-    console.show(f"result: {path}")
+    """Show the result, which is on the disk: that nobody listens any more is no failure of the run."""
+    table = result.table(cfg, metrics, bars=sys.stdout.isatty()) if len(cfg.DATASETS.TEST) else ""
+    lines = [f"\n{cfg.DATASETS.TEST[0]}\n\n{table}\n"] if table else []
+    lines.append(f"result: {path}")
     if pictures is not None:
-        console.show(f"pictures: {pictures}")
+        lines.append(f"pictures: {pictures}")
+    try:
+        for line in lines:
+            console.show(line)
+    except InputError as error:
+        logger.warning(f"{error}; the result is in {path}")
 
 
 def _show_finished(cfg: CfgNode) -> None:

@@ -13,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from hicl_d2.command import interrupts
+from hicl_d2.command.address import masked
 from hicl_d2.command.cli import explain, run, status
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError
@@ -138,6 +139,33 @@ ONE_LINE = {
         "tool: no space left on the disk of /x/file",
     ),
     "permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), "tool: no permission to use /x"),
+    "a file that is gone": (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"),
+        "tool: /x cannot be used: no such file or directory",
+    ),
+    "a name that is too long": (
+        OSError(errno.ENAMETOOLONG, "File name too long", "/x"),
+        "tool: /x cannot be used: file name too long",
+    ),
+    "a file that is too large": (
+        OSError(errno.EFBIG, "File too large", "/x"),
+        "tool: /x is larger than a file may be here; raise the limit (ulimit -f)",
+    ),
+    "open files": (
+        OSError(errno.EMFILE, "Too many open files", "/x"),
+        "tool: too many files are open (/x); raise the limit (ulimit -n)",
+    ),
+    "memory": (MemoryError(), "tool: no memory for what the config asks for"),
+    "memory of the system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "tool: no memory for what"),
+    "memory of torch": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        "tool: no memory for what",
+    ),
+    "threads": (RuntimeError("can't start new thread"), "tool: no memory for what"),
+    "a password": (
+        InputError("weights https://me:pass@a.example/w.pth?x=1&token=s3cret are gone"),
+        "tool: weights https://***@a.example/w.pth?x=1&token=*** are gone\n",
+    ),
     "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), "tool: no permission to use /x"),
     "worker": (
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
@@ -183,7 +211,8 @@ def test_an_error_in_a_loader_worker_is_one_line(capsys: pytest.CaptureFixture) 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     assert explain(KeyError("x")) is None
-    assert explain(OSError(errno.ENOENT, "No such file or directory", "/x")) is None
+    assert explain(OSError("no file is named")) is None
+    assert explain(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", "/x")) is None
     with pytest.raises(KeyError):
         run("tool", _raising(KeyError("x")))
 
@@ -256,3 +285,74 @@ def test_a_process_that_follows_goes_on_until_the_main_one_stops() -> None:
         _signal_self()
         assert interrupts.release() is None
         assert interrupts.received() == signal.SIGTERM
+
+
+@pytest.mark.parametrize("way", [["-W", "error"], []])
+def test_warnings_that_are_errors_are_those_of_this_project_alone(way: list[str]) -> None:
+    code = (
+        "import subprocess, sys, types, warnings\n"
+        "from hicl_d2.command.cli import status\n"
+        "def module(name):\n"
+        "    made = types.ModuleType(name)\n"
+        "    exec('import warnings\\ndef warn(): warnings.warn(\"old\", DeprecationWarning)', made.__dict__)\n"
+        "    return made\n"
+        "def main():\n"
+        "    module('torch.jit').warn()\n"
+        "    options = subprocess._args_from_interpreter_flags()\n"
+        "    child = [sys.executable, *options, '-c', 'import warnings; warnings.warn(\"old\")']\n"
+        "    assert subprocess.run(child).returncode == 0\n"
+        "    try:\n"
+        "        module('hicl_d2.config').warn()\n"
+        "    except DeprecationWarning:\n"
+        "        return 7\n"
+        "sys.exit(status('tool', main))\n"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "" if way else "error"}
+    done = subprocess.run(
+        [sys.executable, *way, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 7, done.stderr
+
+
+def test_without_asserts_and_docstrings_the_help_is_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", str(SCRIPT), "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--config-file" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:pass@a.example/w.pth#sha256=12", "https://***@a.example/w.pth#sha256=12"),
+        ("see ftp://user@host/x, mail me@host", "see ftp://***@host/x, mail me@host"),
+        ("https://a/w?X-Amz-Signature=abc&key=model", "https://a/w?X-Amz-Signature=***&key=model"),
+        ("['https://u:p@a/w', 'https://b/x@2.pth']", "['https://***@a/w', 'https://b/x@2.pth']"),
+        ("/data/me@host/w.pth?token=1", "/data/me@host/w.pth?token=***"),
+    ],
+)
+def test_no_secret_of_an_address_is_shown(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "a closed pipe"])
+def test_a_result_that_cannot_be_written_is_one_line(place: str) -> None:
+    code = (
+        "import sys\n"
+        "from hicl_d2.command.cli import run\n"
+        "from hicl_d2.command.console import console\n"
+        "run('tool', lambda: console.show('x' * 100_000))\n"
+    )
+    if place == "/dev/full":
+        out = os.open(place, os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(out)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tool: standard output cannot be written (")

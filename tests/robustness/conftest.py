@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +38,14 @@ class Runs(NamedTuple):
     config: Path
     data_root: Path
 
-    def start(self, folder: Path, *flags: str, **overrides: str) -> Child:
+    def start(
+        self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None, **overrides: str
+    ) -> Child:
         words = [word for pair in {**SETTINGS, **overrides}.items() for word in pair]
         return self.tools.start(
             *("--config-file", str(self.config), *flags, "OUTPUT_DIR", str(folder), *words),
             DETECTRON2_DATASETS=str(self.data_root),
+            **(environment or {}),
         )
 
     def resume(self, folder: Path, **overrides: str) -> Ended:

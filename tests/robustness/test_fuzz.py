@@ -3,6 +3,8 @@
 import io
 import json
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from PIL import Image
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.data.coco import draw_coco, read_coco
+from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 from hicl_d2.run.manifest import PLACE_KEYS, identity
 from tests.robustness.conftest import FUZZED
@@ -219,3 +224,220 @@ def test_image_files(kind: str, chance: random.Random, tmp_path: Path, report: R
         FUZZED,
         f"{refused} refused in one line, {whole} unharmed ones exact, the others of the size that they say",
     )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Grammars of the other formats. Each input is read in a folder of its own, and nothing else may be there afterwards.
+
+NUMBERS = st.one_of(
+    st.integers(-3, 40), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=4)
+)
+POLYGONS = st.lists(st.lists(st.integers(-5, 30) | NUMBERS, max_size=8), max_size=3)
+RUNS = st.fixed_dictionaries(
+    {
+        "size": st.sampled_from([[9, 11], [11, 9], [9], [10**9, 10**9], None])
+        | st.lists(NUMBERS, max_size=3),
+        "counts": st.text(max_size=12) | st.lists(NUMBERS, max_size=5) | st.just([50, 49]),
+    }
+)
+ANNOTATIONS = st.fixed_dictionaries(
+    {"image_id": st.just(1) | NUMBERS, "category_id": st.sampled_from([1, 2]) | NUMBERS},
+    optional={"segmentation": POLYGONS | RUNS | VALUES, "bbox": VALUES, "id": NUMBERS, "iscrowd": NUMBERS},
+)
+IMAGES = st.fixed_dictionaries(
+    {
+        "id": st.just(1) | NUMBERS,
+        "file_name": st.just("a.png") | st.sampled_from(["../out.png", "/etc/x.png", ""]) | NUMBERS,
+        "height": st.just(9) | NUMBERS,
+        "width": st.just(11) | NUMBERS,
+    }
+)
+CATEGORIES = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+COCO = st.fixed_dictionaries(
+    {
+        "images": st.just([{"id": 1, "file_name": "a.png", "height": 9, "width": 11}])
+        | st.lists(IMAGES, max_size=2)
+        | VALUES,
+        "annotations": st.lists(ANNOTATIONS, max_size=3) | VALUES,
+        "categories": st.just(CATEGORIES) | VALUES,
+    }
+).map(lambda content: json.dumps(content, default=str).encode())
+
+
+def _read_coco(file: Path) -> list[np.ndarray]:
+    drawn = []
+    for image in read_coco(file, file.parent, ["one", "two"]):
+        if image.size[0] * image.size[1] < 10_000:
+            drawn.append(draw_coco(image.size, image.objects, 255, str(image.path)))
+    return drawn
+
+
+def test_coco_annotations(tmp_path_factory: pytest.TempPathFactory, report: Report) -> None:
+    folder = tmp_path_factory.mktemp("coco")
+    seen = [0, 0]
+
+    @fuzzed
+    @given(
+        st.one_of(
+            COCO, VALUES.map(lambda value: json.dumps(value, default=str).encode()), st.binary(max_size=60)
+        )
+    )
+    def read(content: bytes) -> None:
+        file = folder / "fuzzed.json"
+        file.write_bytes(content)
+        drawn, refusal = _attempt(_read_coco, file)
+        assert "\n" not in refusal
+        for labels in drawn or []:
+            assert set(np.unique(labels)) <= {0, 1, 255}
+        assert [path.name for path in folder.iterdir()] == ["fuzzed.json"]
+        seen[drawn is not None] += 1
+
+    read()
+    report("fuzzed COCO annotations", sum(seen), f"{seen[0]} refused in one line, {seen[1]} drawn")
+
+
+def _png(width: int, height: int, bits: int, colour: int, rest: tuple[int, int, int], body: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        code = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", code)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, *rest)
+    palette = chunk(b"PLTE", bytes(range(12))) if colour == 3 else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
+    )
+
+
+SIDES = st.integers(0, 12) | st.sampled_from([5000, 40_000, 2**31 - 1, 2**32 - 1])
+PNGS = st.builds(
+    _png,
+    SIDES,
+    SIDES,
+    st.sampled_from([1, 2, 4, 8, 16]) | st.integers(0, 255),
+    st.sampled_from([0, 2, 3, 4, 6]) | st.integers(0, 255),
+    st.tuples(*[st.just(0) | st.integers(0, 255)] * 3),
+    st.binary(max_size=400) | st.just(bytes(2000)),
+)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_png_headers(kind: str, tmp_path_factory: pytest.TempPathFactory, report: Report) -> None:
+    folder = tmp_path_factory.mktemp("png")
+    seen = [0, 0]
+
+    @fuzzed
+    @given(PNGS)
+    def read(content: bytes) -> None:
+        file = folder / "fuzzed.png"
+        file.write_bytes(content)
+        found, refusal = _attempt(
+            read_labels if kind == "label" else lambda path: read_image(path, "RGB"), file
+        )
+        assert "\n" not in refusal
+        if found is not None:
+            assert found.shape[:2] == struct.unpack(">II", content[16:24])[::-1]
+        seen[found is not None] += 1
+
+    read()
+    report(f"fuzzed PNG headers of {kind}s", sum(seen), f"{seen[0]} refused in one line, {seen[1]} read")
+
+
+ORIGINAL = {"backbone.weight": torch.ones(2, 3, 1, 1), "backbone.bias": torch.zeros(2)}
+PLAIN = st.one_of(
+    SCALARS,
+    st.sampled_from(
+        [
+            torch.ones(2, 3, 1, 1),
+            torch.zeros(2),
+            torch.full((2,), float("nan")),
+            torch.ones(0),
+            torch.ones(2, dtype=torch.int8),
+            torch.ones(2, dtype=torch.complex64),
+            torch.ones(2, 2).to_sparse(),
+            torch.ones(2, device="meta"),
+        ]
+    ),
+)
+NAMES = st.sampled_from([*ORIGINAL, "model", "state_dict", "trainer", "iteration"]) | SCALARS
+CHECKPOINTS = st.recursive(
+    PLAIN, lambda inner: st.dictionaries(NAMES, inner, max_size=4) | st.lists(inner, max_size=3), max_leaves=8
+)
+
+
+class _Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Conv2d(3, 2, 1)
+
+
+def _saved(content: Any, chance: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=chance.random() < 0.8)
+    return _spoil(buffer.getvalue(), chance) if chance.random() < 0.5 else buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints(tmp_path_factory: pytest.TempPathFactory, report: Report) -> None:
+    folder = tmp_path_factory.mktemp("weights")
+    seen = [0, 0]
+
+    def load(file: Path) -> torch.nn.Module:
+        model = _Small()
+        Checkpoints(model, str(folder / "none")).load_weights(str(file), whole=False)
+        return model
+
+    @fuzzed
+    @given(CHECKPOINTS, st.randoms(use_true_random=False))
+    def read(content: Any, chance: random.Random) -> None:
+        file = folder / "fuzzed.pth"
+        file.write_bytes(_saved(content, chance))
+        model, refusal = _attempt(load, file)
+        assert "\n" not in refusal
+        if model is not None:
+            assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert [path.name for path in folder.iterdir()] == ["fuzzed.pth"]
+        seen[model is not None] += 1
+
+    read()
+    report("fuzzed checkpoints", sum(seen), f"{seen[0]} refused in one line, {seen[1]} loaded")
+
+
+MATRIX = {
+    "name": "smoke",
+    "config": "configs/{dataset}/{model}.yaml",
+    "datasets": ["parts"],
+    "models": ["deeplab_v3_plus_R_18"],
+    "methods": {"baseline": None, "hicl": {"config": "configs/{dataset}/{model}_hicl.yaml"}},
+    "seeds": [1],
+    "baseline": "baseline",
+}
+MATRICES = st.one_of(
+    st.dictionaries(
+        st.sampled_from([*MATRIX, "overrides", "ablations", "shorten", "compare"]) | st.text(max_size=6),
+        VALUES,
+        max_size=3,
+    ).map(lambda changed: yaml.safe_dump({**MATRIX, **changed}).encode()),
+    NESTED.map(str.encode),
+    LINES.map(lambda text: text.encode("utf-8", "replace")),
+)
+
+
+def test_matrix_files(tmp_path_factory: pytest.TempPathFactory, report: Report) -> None:
+    folder = tmp_path_factory.mktemp("matrices")
+    seen = [0, 0]
+
+    @fuzzed
+    @given(MATRICES)
+    def read(content: bytes) -> None:
+        file = folder / "fuzzed.yaml"
+        file.write_bytes(content)
+        matrix, _ = _attempt(read_matrix, file)  # the command line makes one line of what it refuses
+        assert [path.name for path in folder.iterdir()] == ["fuzzed.yaml"]
+        seen[matrix is not None] += 1
+
+    read()
+    report("fuzzed matrix files", sum(seen), f"{seen[0]} refused in one line, {seen[1]} valid")

@@ -16,6 +16,7 @@ import pytest
 from tests.robustness.conftest import FEW, TRIALS, Runs
 from tests.support.forks import ROOT, Child
 from tests.support.states import assert_equal, run_state
+from tests.support.tiny import HALT_CHECKPOINT
 
 Report = Callable[[str, int, str], None]
 pytestmark = pytest.mark.slow
@@ -67,23 +68,24 @@ def test_sigkill_at_any_moment(
 def test_sigkill_during_a_checkpoint(
     runs: Runs, undisturbed: dict[str, Any], chance: random.Random, tmp_path: Path, report: Report
 ) -> None:
-    half = 0
     for trial in range(FEW):
-        folder, number = tmp_path / f"killed{trial}", chance.randrange(10)
-        name = f".*-model_{3 * number + 2:07d}.pth."
-        child = runs.start(folder)
-        _until(lambda folder=folder, name=name: any(folder.glob(f"{name}*")), child)
+        folder, iteration = tmp_path / f"killed{trial}", 3 * chance.randrange(10) + 2
+        name = f".*-model_{iteration:07d}.pth.*"
+        child = runs.start(folder, environment={HALT_CHECKPOINT: str(iteration)})
+        assert _until(
+            lambda folder=folder, name=name: any(file.stat().st_size for file in folder.glob(name)), child
+        )
         child.kill()
         child.wait()
-        half += any(folder.glob(".*.tmp"))
+        assert len(list(folder.glob(name))) == 1
+        assert not (folder / f"model_{iteration:07d}.pth").exists()
         runs.resume(folder)
         assert not any(folder.glob(".*.tmp"))
-        assert_equal(run_state(folder), undisturbed, f"killed in checkpoint {number}")
-    assert half > 0
+        assert_equal(run_state(folder), undisturbed, f"killed in the checkpoint of {iteration}")
     report(
         "SIGKILL while a checkpoint is written, then `--resume`",
         FEW,
-        f"{FEW} equal bit for bit ({half} had left a half-written file)",
+        f"{FEW} equal bit for bit, each had left a half-written file",
     )
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,27 @@ def test_a_lost_process_leads_to_a_new_start_from_the_last_checkpoint(
     ]
     for name, value in models[1].items():
         assert torch.equal(models[0][name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_stopped_for_a_while_changes_nothing(
+    victim: int, config: Path, data_root: Path, tmp_path: Path
+) -> None:
+    settings = {"SOLVER.MAX_ITER": "200", "SOLVER.CHECKPOINT_PERIOD": "50", "TEST.EVAL_PERIOD": "0"}
+    for name in ("undisturbed", "run"):
+        process = _start(config, tmp_path / name, data_root, **settings)
+        if name == "run":
+            wait_for((tmp_path / name / "last_checkpoint").exists, while_running=process.poll)
+            pid = _workers(process.pid)[victim]
+            os.kill(pid, signal.SIGSTOP)
+            threading.Event().wait(2)
+            os.kill(pid, signal.SIGCONT)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    models = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("undisturbed", "run")
+    ]
+    for name, value in models[0].items():
+        assert torch.equal(models[1][name], value), name

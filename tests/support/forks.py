@@ -159,6 +159,8 @@ TOOLS: dict[str, Callable[[], object]] = {
 
 def _serve() -> None:
     # Loaded before the first fork, so that every tool finds them there.
+    import hicl_d2.tools.predict
+    import hicl_d2.tools.train  # noqa: F401
     from tests.support import tiny  # noqa: F401
 
     ended: dict[int, int] = {}

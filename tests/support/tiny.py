@@ -3,6 +3,7 @@
 ``python -m tests.support.tiny ARGUMENTS`` is ``train_net.py ARGUMENTS`` that knows them, also in spawned processes.
 """
 
+import io
 import os
 import signal
 from functools import partial
@@ -26,6 +27,8 @@ from hicl_d2.tools.arguments import train_arguments
 CLASSES = ("dark", "middle", "bright")
 # Environment variable: the training step, from 1, in which a process waits to be killed.
 HALT = "TINY_HALT"
+# Environment variable: the iteration of the checkpoint in the middle of which a process waits to be killed.
+HALT_CHECKPOINT = "TINY_HALT_CHECKPOINT"
 SPLITS = {"train": 6, "val": 3}
 
 CONFIG = """
@@ -117,9 +120,29 @@ def register() -> None:
 register()
 
 
+def _halt_in_checkpoint(iteration: int) -> None:
+    """Let ``torch.save`` write half of the checkpoint of ``iteration`` and then wait."""
+    save = torch.save
+
+    def half(content: Any, stream: Any, *args: Any, **options: Any) -> None:
+        if "trainer" not in content or content.get("iteration") != iteration:
+            save(content, stream, *args, **options)
+            return
+        buffer = io.BytesIO()
+        save(content, buffer)
+        stream.write(buffer.getvalue()[: buffer.tell() // 2])
+        stream.flush()
+        while True:
+            signal.pause()
+
+    torch.save = half
+
+
 def main() -> None:
     """Do what train_net.py does."""
     args = train_arguments()
+    if HALT_CHECKPOINT in os.environ:
+        _halt_in_checkpoint(int(os.environ[HALT_CHECKPOINT]))
     from hicl_d2.tools import train
 
     train.main(args)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hicl_d2.engine.trainer import Trainer
 from tests.support.fixtures import Command
 
 
@@ -82,7 +83,7 @@ OVERRIDES = {
     "steps to skip": (["SOLVER.NONFINITE_LIMIT", "-1"], ["SOLVER.NONFINITE_LIMIT is -1", "0 or more"]),
     "loader workers": (
         ["DATALOADER.NUM_WORKERS", "-1"],
-        ["DATALOADER.NUM_WORKERS is -1", "0 (none) or more"],
+        ["DATALOADER.NUM_WORKERS is -1", "0 or more"],
     ),
     "windows of the branch": (["MODEL.HICL.WINDOWS", "[1, 2.5]"], ["MODEL.HICL.WINDOWS", "list of int"]),
     "steps": (["SOLVER.STEPS", "('x',)"], ["SOLVER.STEPS", "list of int"]),
@@ -97,7 +98,7 @@ OVERRIDES = {
         ["INPUT.MIN_SIZE_TEST", "16", "INPUT.MAX_SIZE_TEST", "0"],
         ["INPUT.MAX_SIZE_TEST is 0", "1 or more"],
     ),
-    "seed": (["SEED", "4294967296"], ["SEED is 4294967296", "below"]),
+    "seed": (["SEED", "4294967296"], ["SEED is 4294967296", "2147483647 or less"]),
     "all warm-up": (
         ["SOLVER.RESCALE_INTERVAL", "True", "SOLVER.WARMUP_ITERS", "6"],
         ["SOLVER.RESCALE_INTERVAL", "SOLVER.WARMUP_ITERS 6"],
@@ -108,7 +109,37 @@ OVERRIDES = {
         ["TEST.EXPECTED_RESULTS", "[['mIoU', 71.5]]"],
         ["TEST.EXPECTED_RESULTS", "tolerance"],
     ),
-    "memory": (["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.DIM", "1000000000000"], ["no memory"]),
+    "memory": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.DIM", "1048576", "MODEL.HICL.HIDDEN_DIM", "1048576"],
+        ["no memory"],
+    ),
+    "width of the embedding": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.DIM", "1000000000000"],
+        ["MODEL.HICL.DIM is 1000000000000", "1048576 or less"],
+    ),
+    "infinite rate": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR is inf", "finite"]),
+    "rate of 400 digits": (["SOLVER.BASE_LR", "1" + 400 * "0"], ["SOLVER.BASE_LR must be a float"]),
+    "rate beyond float32": (["SOLVER.BASE_LR", "1e300"], ["SOLVER.BASE_LR is 1e+300", "1e+15 or less"]),
+    "negative rate": (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR is -0.1", "0 or more"]),
+    "infinite temperature": (["MODEL.HICL.TEMPERATURE", "1e999"], ["MODEL.HICL.TEMPERATURE is inf"]),
+    "endless training": (["SOLVER.MAX_ITER", str(10**20)], [f"SOLVER.MAX_ITER is {10**20}"]),
+    "endless batch": (["SOLVER.IMS_PER_BATCH", str(10**20)], [f"SOLVER.IMS_PER_BATCH is {10**20}"]),
+    "endless workers": (["DATALOADER.NUM_WORKERS", str(10**20)], ["DATALOADER.NUM_WORKERS is 1000"]),
+    "negative seed": (["SEED", str(-(10**20))], [f"SEED is {-(10**20)}", "-2147483647 or more"]),
+    "endless crop": (["INPUT.CROP.SIZE", f"[{10**20}, 4]"], ["INPUT.CROP.SIZE is 1000", "1048576 or less"]),
+    "output without a name": (["OUTPUT_DIR", ""], ["OUTPUT_DIR is ''"]),
+    "output None": (["OUTPUT_DIR", "None"], ["OUTPUT_DIR is 'None'"]),
+    "output in two lines": (["OUTPUT_DIR", "a\nb"], [r"OUTPUT_DIR is 'a\nb'", "line breaks"]),
+    "output that is no text": (["OUTPUT_DIR", "a\udcff"], [r"OUTPUT_DIR is 'a\udcff'", "UTF-8"]),
+    "output with a name that is too long": (["OUTPUT_DIR", 300 * "x"], ["OUTPUT_DIR xxx", "too long"]),
+    "output with a path that is too long": (["OUTPUT_DIR", 2000 * "y/"], ["OUTPUT_DIR y/y", "too long"]),
+    "weights that are no text": (["MODEL.WEIGHTS", "a\udcff"], [r"MODEL.WEIGHTS is 'a\udcff'", "UTF-8"]),
+    "weights with a name that is too long": (["MODEL.WEIGHTS", 300 * "x"], ["xxx", "too long"]),
+    "weights that are a device": (["MODEL.WEIGHTS", "/dev/zero"], ["/dev/zero"]),
+    "weights with a password": (
+        ["MODEL.WEIGHTS", "http://me:s3cret@a.example/w.pth"],
+        ["weights http://***@a.example/w.pth"],
+    ),
     "weights over http": (["MODEL.WEIGHTS", "http://a.example/w.pth"], ["only https is fetched, not http"]),
     "weights over ftp": (["MODEL.WEIGHTS", "ftp://a.example/w.pth"], ["only https is fetched, not ftp"]),
     "weights without a checksum": (["MODEL.WEIGHTS", "https://a.example/w.pth"], ["#sha256=", "--download"]),
@@ -125,6 +156,10 @@ OVERRIDES = {
         ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.FEATURE", "sem_seg_head.predictr"],
         ["MODEL.HICL.FEATURE", "predictr", "sem_seg_head.predictor"],
     ),
+    "no feature module": (
+        ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.FEATURE", ""],
+        ["MODEL.HICL.FEATURE", "candidates below the model: backbone"],
+    ),
     "contrast": (
         ["MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.CONTRAST", "hickle"],
         ["hickle", "hicl"],
@@ -138,6 +173,40 @@ def test_command_line(kind: str, command: Command) -> None:
     arguments, words = OVERRIDES[kind]
     line = command(*arguments).line
     assert all(word in line for word in words), line
+
+
+# Modules that exist and do not pass what is read: known in the first step, after the folder was made.
+MODULES = {
+    "logits of other classes": (["MODEL.HICL.LOGITS", "norm"], "logits must be (2, 3, h, w)"),
+    "logits that are no map": (
+        ["MODEL.HICL.LOGITS", "loss"],
+        "the output of the module loss must be a (B, C",
+    ),
+    "logits that nobody calls": (["MODEL.HICL.LOGITS", "sem_seg_head"], "sem_seg_head was not called"),
+    "images that nobody calls": (["MODEL.HICL.IMAGE", "sem_seg_head"], "sem_seg_head was not called"),
+    "images that are features": (["MODEL.HICL.IMAGE", "norm"], "not the batch of images"),
+    "features without a gradient": (
+        ["MODEL.HICL.FEATURE", "backbone", "MODEL.HICL.FEATURE_SIDE", "input"],
+        "carries no gradient",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_module_that_does_not_pass_what_the_branch_reads(kind: str, command: Command) -> None:
+    words, said = MODULES[kind]
+    outcome = command("MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.WARMUP_ITERS", "0", *words)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("train_net: MODEL.HICL: ")
+    assert said in outcome.err.splitlines()[-1]
+
+
+def test_memory_that_runs_out_in_a_step(command: Command) -> None:
+    outcome = command("INPUT.CROP.SIZE", "[1048576, 1048576]")
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "no memory" in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("nothing_written")
@@ -195,6 +264,24 @@ def test_a_file_that_goes_bad_while_training_is_named(
     assert line.startswith("train_net: ")
     assert "tiny/images/train/" in line
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_after_they_were_listed_are_named(
+    workers: int, own_data_root: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Trainer.train
+
+    def without_files(self: Trainer) -> object:
+        for file in (own_data_root / "tiny/images/train").iterdir():
+            file.unlink()
+        return train(self)
+
+    monkeypatch.setattr(Trainer, "train", without_files)
+    outcome = command("DATALOADER.NUM_WORKERS", str(workers))
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "tiny/images/train/" in outcome.err.splitlines()[-1]
 
 
 def test_a_file_that_goes_bad_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(
@@ -265,6 +352,113 @@ def test_a_checkpoint_that_cannot_be_read_is_named(command: Command, tmp_path: P
     assert "model_0000001.pth, which is not there" in command("--resume").line
     (run / "model_0000001.pth").write_bytes(b"damaged")
     assert "model_0000001.pth" in command("--resume").line
+
+
+WEIGHT = torch.ones(8, 3, 3, 3)
+KINDS_OF_TENSORS = {
+    "sparse": lambda: WEIGHT.to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(WEIGHT, 0.1, 0, torch.qint8),
+    "without values (meta)": lambda: WEIGHT.to("meta"),
+    "of torch.int8": lambda: WEIGHT.to(torch.int8),
+    "of torch.complex64": lambda: WEIGHT.to(torch.complex64),
+    "of torch.bool": lambda: WEIGHT > 0,
+    "of torch.float8_e4m3fn": lambda: WEIGHT.to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("kind", KINDS_OF_TENSORS)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_a_kind_that_no_model_trains_with(kind: str, command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "odd.pth"
+    torch.save({"model": {"backbone.weight": KINDS_OF_TENSORS[kind]()}}, file)
+    assert f"odd.pth: backbone.weight is a tensor that is {kind}" in command("MODEL.WEIGHTS", str(file)).line
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_floating_point_are_taken(
+    dtype: torch.dtype, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "other.pth"
+    torch.save({"model": {"backbone.weight": WEIGHT.to(dtype)}}, file)
+    assert command("MODEL.WEIGHTS", str(file), "SOLVER.MAX_ITER", "5").code == 0
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_weights_with_names_that_are_no_text(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "numbered.pth"
+    torch.save({"model": {0: WEIGHT}}, file)
+    assert "a tensor is called 0, of type int" in command("MODEL.WEIGHTS", str(file)).line
+
+
+def test_a_password_is_in_no_file_and_on_no_console(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cache/w.pth"
+    file.parent.mkdir()
+    torch.save({"model": {"backbone.weight": WEIGHT}}, file)
+    monkeypatch.setenv("FVCORE_CACHE", str(file.parent))
+    address = "https://me:s3cret@a.example/w.pth"
+    outcome = command("--download", "MODEL.WEIGHTS", address, "SOLVER.MAX_ITER", "5")
+    assert outcome.code == 0, outcome.err
+    assert "s3cret" not in outcome.out + outcome.err
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"manifest.json", "config.yaml", "log.txt"} <= {path.name for path in written}
+    for path in written:
+        assert b"s3cret" not in path.read_bytes(), path
+    assert "***@a.example/w.pth" in (tmp_path / "run/manifest.json").read_text()
+
+
+def _checkpoint(command: Command, folder: Path) -> dict:
+    assert command("DATASETS.TEST", "()").code == 0
+    (folder / "result.json").unlink()
+    return torch.load(folder / "model_0000005.pth", weights_only=True)
+
+
+STATES = {
+    "without the training": (lambda state: state.pop("trainer"), "holds weights alone"),
+    "without an optimizer": (lambda state: state["trainer"]["_trainer"].pop("optimizer"), "KeyError"),
+    "with another optimizer": (
+        lambda state: state["trainer"]["_trainer"]["optimizer"]["param_groups"].pop(),
+        "ValueError",
+    ),
+    "with text for the trainer": (lambda state: state.update(trainer="text"), "TypeError"),
+    "without an iteration": (lambda state: state["trainer"].pop("iteration"), "KeyError"),
+    "after a text": (lambda state: state.update(iteration="many"), "after the iteration 'many'"),
+    "after less than none": (lambda state: state.update(iteration=-7), "after the iteration -7"),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_checkpoint_that_holds_no_whole_training(kind: str, command: Command, tmp_path: Path) -> None:
+    spoil, said = STATES[kind]
+    state = _checkpoint(command, tmp_path / "run")
+    spoil(state)
+    torch.save(state, tmp_path / "run/model_final.pth")
+    before = sorted((tmp_path / "run").iterdir())
+    line = command("--resume", "DATASETS.TEST", "()").line
+    assert "model_final.pth" in line
+    assert said in line
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
+CODE = {
+    "GLOBAL": b"cposix\nsystem\n(S'touch ran'\ntR.",
+    "INST": b"(S'touch ran'\niposix\nsystem\n.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x09touch ran\x85R.",
+}
+
+
+@pytest.mark.parametrize("way", CODE)
+def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_not_passed_over(
+    way: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _checkpoint(command, tmp_path / "run")
+    (tmp_path / "run/model_final.pth").write_bytes(CODE[way])
+    line = command("--resume", "DATASETS.TEST", "()").line
+    assert "run/model_final.pth ask for posix.system" in line
+    assert not (tmp_path / "ran").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hicl_d2.command.errors import InputError, nearest
+from hicl_d2.command.files import check_regular
 from hicl_d2.data.datasets.registry import Records
 from hicl_d2.reading import IMAGE_SUFFIXES, LOSSY_SUFFIXES, image_size
 
+# Of a list of names: a million of them.
+MOST_BYTES_OF_LIST = 256 * 2**20
 # What the published data sets consist of.
 PUBLISHED_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 # Folders that Synology's and Apple's systems put among a user's.
@@ -103,6 +106,7 @@ def read_list(name: str, path: Path) -> list[str]:
 
     Raises InputError for a file that cannot be read, is empty or names something twice.
     """
+    check_regular(path, "list", MOST_BYTES_OF_LIST)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,10 @@ _storages: list["EventStorage"] = []
 
 def get_event_storage() -> "EventStorage":
     """Return the storage of the innermost ``with EventStorage(...)``; AssertionError outside of one."""
-    assert _storages, "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+    if not _storages:  # no assert, which python -O leaves out: callers go by the error
+        raise AssertionError(
+            "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+        )
     return _storages[-1]
 
 
@@ -108,7 +111,8 @@ class EventStorage:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert _storages.pop() is self
+        last = _storages.pop()
+        assert last is self
 
 
 class EventWriter:
