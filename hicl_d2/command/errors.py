@@ -7,12 +7,21 @@ A command-line tool ends with that line on standard error and status 2, without 
 import difflib
 from collections.abc import Iterable
 
+# What torch puts before the traceback of a data loader's worker.
+WRAPPED = "Original Traceback"
+
 
 class InputError(Exception):
     """Raised for anything the user can put right: config, data, weights, paths, permissions.
 
-    The message is one line: what is wrong, where, what was expected, what to do.
+    The message is one line: what is wrong, where, what was expected, what to do. Line breaks of what the user wrote and
+    the message quotes become spaces.
     """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        # A data loader's worker wraps the message in its traceback; `one_line` unwraps it.
+        super().__init__(text if WRAPPED in text else " ".join(text.splitlines()))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -40,6 +49,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    if len(lines) > 1 and any("Original Traceback" in line for line in lines):
+    if len(lines) > 1 and any(WRAPPED in line for line in lines):
         return lines[-1].split("InputError: ", 1)[-1]
     return " ".join(lines)

@@ -1,6 +1,8 @@
 """Hints in messages."""
 
-from hicl_d2.command.errors import listing, nearest, nearest_or_known
+import pickle
+
+from hicl_d2.command.errors import InputError, listing, nearest, nearest_or_known
 
 
 def test_the_nearest_name_is_suggested_or_the_known_ones_are_listed() -> None:
@@ -15,3 +17,9 @@ def test_the_nearest_name_is_suggested_or_the_known_ones_are_listed() -> None:
 
 def test_a_long_list_is_cut_with_a_count() -> None:
     assert listing("cab", limit=2) == "a, b and 1 more"
+
+
+def test_what_a_message_quotes_does_not_break_its_line() -> None:
+    error = InputError("the key 'a\nb\r\n\x85c' is unknown")
+    assert str(error) == "the key 'a b  c' is unknown"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -435,7 +435,8 @@ def test_matrix_files(tmp_path_factory: pytest.TempPathFactory, report: Report) 
     def read(content: bytes) -> None:
         file = folder / "fuzzed.yaml"
         file.write_bytes(content)
-        matrix, _ = _attempt(read_matrix, file)  # the command line makes one line of what it refuses
+        matrix, refusal = _attempt(read_matrix, file)
+        assert "\n" not in refusal
         assert [path.name for path in folder.iterdir()] == ["fuzzed.yaml"]
         seen[matrix is not None] += 1
 
