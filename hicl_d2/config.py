@@ -37,7 +37,6 @@ def get_hicl_cfg() -> CfgNode:
     _add_extension_keys(cfg)
     _add_training_keys(cfg)
     add_model_keys(cfg)
-    _add_layout_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
@@ -84,6 +83,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # How feature maps lie in memory: "channels_last", "contiguous", or "auto", which is channels_last where it was measured
+    # to be faster (on a CPU, for models that work in it). Results are equal within rounding.
+    cfg.MODEL.MEMORY_FORMAT = "auto"
     # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
     cfg.SOLVER.ACCUMULATE = 1
     # On other than SOLVER.REFERENCE_WORLD_SIZE processes: Detectron2's "rule" for batch, learning rate and iterations, or on
@@ -101,12 +103,6 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
-
-
-def _add_layout_keys(cfg: CfgNode) -> None:
-    # How feature maps lie in memory: "channels_last", "contiguous", or "auto", which is channels_last where it was measured
-    # to be faster (on a CPU, for models that work in it). Results are equal within rounding.
-    cfg.MODEL.MEMORY_FORMAT = "auto"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:

@@ -34,6 +34,7 @@ LENT = (
     "constraints.txt",
     "Makefile",
     "setup.cfg",
+    "setup.py",
     "pyproject.toml",
 )
 INFO = re.compile(r'(?P<language>python|sh|yaml|text)(?: title="(?P<title>[^"\n]*)")?[ \t]*$\n', re.MULTILINE)

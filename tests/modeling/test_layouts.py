@@ -119,7 +119,7 @@ def test_a_key_names_the_other_weights(content: Any, key: str, tmp_path: Path) -
         ({"epoch": 3, "args": {"lr": 0.1}}, "epoch is of type int"),
         ({"model": 3}, "are of type int; expected names and tensors"),
         ([STATE], "are of type list"),
-        ({"model": {1: torch.ones(1)}}, "1 is of type Tensor"),
+        ({"model": {1: torch.ones(1)}}, "a tensor is called 1, of type int; expected text"),
         ({"model": {"w": np.array(["a"])}}, r"w is an array of \S*U1; expected numbers"),
         ({"model": {"w": np.array([None])}}, "w is an array of object; expected numbers"),
     ],
