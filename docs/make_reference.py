@@ -34,6 +34,10 @@ COMMANDS = {
     "projects/HiCL/inspect_components.py": "Look at the components of a model with a Hi-CL branch.",
     "benchmark/run_matrix.py": "Train and compare many cells.",
     "-m hicl_d2.data.prepare": "Turn official downloads into what the loaders read.",
+    "-m hicl_d2": "One command for all of these, `hicl`, also where the package is installed without a checkout.",
+    "-m hicl_d2 evaluate": "Score weights.",
+    "-m hicl_d2 configs": "The configs and matrices that come with the package.",
+    "-m hicl_d2 export": "A model for other runtimes.",
 }
 TITLES = {
     "mask_former": "Mask2Former",
@@ -203,7 +207,9 @@ def commands_page() -> str:
         ).stdout
         # The number of processes that a default names is this machine's.
         printed = re.sub(r"processes \[\d+\]", "processes [all cores]", printed)
-        parts += [f"## `python {script}`\n", f"{what}\n", f"```text\n{printed.rstrip()}\n```\n"]
+        shown = re.sub(r"^-m hicl_d2(?!\.)", "hicl", script)  # the same command
+        shown = shown if shown.startswith("hicl") else f"python {script}"
+        parts += [f"## `{shown}`\n", f"{what}\n", f"```text\n{printed.rstrip()}\n```\n"]
     return "\n".join(parts)
 
 
