@@ -56,10 +56,8 @@ def under_torchrun(rank: int, meeting: str) -> None:
     from hicl_d2.run import processes
 
     os.environ.update(TORCHELASTIC_RUN_ID="test", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(RANKS))
-    join = dist.init_process_group
-    dist.init_process_group = lambda backend: join(  # without a port, which another test may take
-        backend, init_method=f"file://{meeting}", rank=rank, world_size=RANKS
-    )
+    # By a file: a port could be taken by another test.
+    dist.rendezvous = lambda url: iter([(dist.FileStore(meeting, RANKS), rank, RANKS)])
     processes.start(pass_objects, Namespace(num_gpus=1, num_machines=1), "cpu", ())
 
 
