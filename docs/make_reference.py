@@ -143,6 +143,7 @@ def config_page() -> str:
     own = [
         ("Extensions", config._add_extension_keys),
         ("Training", config._add_training_keys),
+        ("Tracking", config._add_tracking_keys),
         ("Data", config._add_data_keys),
         ("Evaluation", config._add_evaluation_keys),
         ("The branch: MODEL.HICL", config._add_branch_keys),

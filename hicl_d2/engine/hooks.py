@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class MetricsFile(EventWriter):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.last_written = -1
+        # Called with each line that was written: its iteration, and its figures by name.
+        self.followers: list[Callable[[int, Mapping[str, float]], None]] = []
 
     def start(self, start_iter: int) -> None:
         """Remove the lines from ``start_iter`` on: training writes them again."""
@@ -94,6 +96,9 @@ class MetricsFile(EventWriter):
             os.truncate(self.path, size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.last_written = max(lines)
+        for iteration in sorted(lines):
+            for follow in self.followers:
+                follow(iteration, lines[iteration])
 
     def _evaluated(self, storage: Any) -> list[str]:
         """Return the names of the figures of evaluations and of the branch: with a slash, and not smoothed."""

@@ -39,6 +39,7 @@ from hicl_d2.engine.idle import IdleBranch
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.step import PRECISIONS, StepTrainer
+from hicl_d2.engine.trackers import Tracking
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.inference import Named
 from hicl_d2.evaluation.metrics import flat
@@ -119,6 +120,7 @@ class Trainer(TrainerBase):
         best = BestCheckpoint(self.checkpointer, metric, period)
         main = comm.is_main_process()
         self._writers = self.build_writers() if main else []
+        self._tracking = Tracking(cfg, self._metrics) if main and cfg.TRACKING.WRITERS else None
         return [
             hooks.IterationTimer(),
             self.stopwatch,
@@ -139,6 +141,7 @@ class Trainer(TrainerBase):
             IdleBranch() if main else None,
             Progress(cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DEVICE) if main else None,
             hooks.PeriodicWriter(self._writers, period=WRITE_PERIOD) if main else None,
+            self._tracking,
         ]
 
     def _build_precise_bn(self) -> Any:
@@ -192,6 +195,8 @@ class Trainer(TrainerBase):
         else:
             for writer in self._writers:
                 writer.close()
+        if self._tracking is not None:
+            self._tracking.close()
 
     def _evaluate(self) -> dict[str, Any]:
         start = time.perf_counter()

@@ -19,6 +19,7 @@ from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.step import PRECISIONS
+from hicl_d2.engine.trackers import check_trackers
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.instances import check_kind
 from hicl_d2.modeling.check import check_model_config
@@ -61,6 +62,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"it is one of {listing(PRECISIONS)}"
         )
     check_memory_format(cfg)
+    check_trackers(cfg)
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         raise InputError(
             f"SOLVER.RESCALE_INTERVAL leaves nothing after SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} of SOLVER.MAX_ITER "

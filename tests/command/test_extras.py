@@ -13,7 +13,7 @@ from hicl_d2.command.extras import EXTRAS, explain_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where a distribution and its module have different names.
-MODULES = {"pyyaml": "yaml", "pillow": "PIL"}
+MODULES = {"pyyaml": "yaml", "pillow": "PIL", "mlflow-skinny": "mlflow"}
 
 
 def extras_of_setup() -> dict[str, set[str]]:
