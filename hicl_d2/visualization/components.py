@@ -14,6 +14,8 @@ from hicl_d2.visualization.sheet import FAINT, GAP, INK, LINE, MARGIN, PAPER, SW
 KEPT, COVERAGE, PURITY, CONFIDENCE = 0, 1, 2, 3
 FATES = ("kept: colour of its class", "pruned: too little labelled", "pruned: not pure", "pruned: confidence")
 FATE_COLOURS: tuple[Colour, ...] = ((40, 40, 46), (30, 30, 34), (240, 60, 130), (250, 150, 20))
+# The rest at the right and at the bottom, which no whole window of a level covers.
+REMAINDER: Colour = (186, 190, 204)
 PANEL = 420
 PANELS_IN_A_ROW = 3
 # Radius of a point in the embedding map, for pixels, and for components of the first to the last level.
@@ -30,6 +32,18 @@ class LevelPicture:
     step: int
     classes: np.ndarray
     fates: np.ndarray
+
+    def covered(self) -> tuple[int, int]:
+        """Return the width and height of the image that the windows cover, in pixels."""
+        rows, columns = self.fates.shape
+        return self._reach(columns), self._reach(rows)
+
+    def _reach(self, windows: int) -> int:
+        return (windows - 1) * self.step + self.side if windows else 0
+
+    def leaves_a_remainder(self, size: tuple[int, int]) -> bool:
+        """Return whether a part of an image of ``size`` (width, height) is in no window."""
+        return any(covered < side for covered, side in zip(self.covered(), size, strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,8 @@ def explain(
     panels.append(("embedding of every cell (three directions as RGB)", dense))
     present = sorted({int(c) for c in np.unique(ignored) if c >= 0} | {int(c) for c in np.unique(prediction)})
     cloud = _draw_cloud(embedding, colours, (2 * PANEL + GAP, PANEL + 60))
-    return _compose(panels, cloud, embedding, levels, present, classes, colours)
+    has_remainder = any(level.leaves_a_remainder(image.size) for level in levels)
+    return _compose(panels, cloud, embedding, levels, present, classes, colours, has_remainder)
 
 
 def _draw_level(image: Image.Image, level: LevelPicture, colours: Sequence[Colour]) -> Image.Image:
@@ -105,6 +120,10 @@ def _draw_level(image: Image.Image, level: LevelPicture, colours: Sequence[Colou
         box = (left + inset, top + inset, left + side - 1 - inset, top + side - 1 - inset)
         colour = colours[int(level.classes[row, column])] if fate == KEPT else FATE_COLOURS[fate]
         draw.rectangle(box, fill=tuple(colour))
+    right, bottom = (factor * side for side in level.covered())
+    for box in ((right, 0, base.width, base.height), (0, bottom, base.width, base.height)):
+        if box[0] < base.width and box[1] < base.height:
+            draw.rectangle(box, fill=REMAINDER)
     mixed = Image.blend(base, fill, 0.72)
     draw = ImageDraw.Draw(mixed)
     for (row, column), fate in np.ndenumerate(level.fates):
@@ -165,6 +184,7 @@ def _compose(
     present: Sequence[int],
     classes: Sequence[str],
     colours: Sequence[Colour],
+    has_remainder: bool,
 ) -> Image.Image:
     font = ImageFont.load_default(15)
     rows = math.ceil(len(panels) / PANELS_IN_A_ROW)
@@ -172,7 +192,7 @@ def _compose(
     width = 2 * MARGIN + PANELS_IN_A_ROW * PANEL + (PANELS_IN_A_ROW - 1) * GAP
     bottom = MARGIN + rows * (height + GAP)
     key_left = MARGIN + cloud.width + 2 * GAP
-    key_rows = len(present) + len(FATES) + len(levels) + 4
+    key_rows = len(present) + len(FATES) + len(levels) + 4 + has_remainder
     sheet = Image.new("RGB", (width, bottom + max(cloud.height + LINE, key_rows * 24) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, (text, panel) in enumerate(panels):
@@ -193,6 +213,9 @@ def _compose(
     middle += 16
     for fate in (COVERAGE, PURITY, CONFIDENCE):
         _key(draw, (key_left, middle), FATE_COLOURS[fate], FATES[fate], font)
+        middle += 24
+    if has_remainder:
+        _key(draw, (key_left, middle), REMAINDER, "no window: it would leave the image", font)
         middle += 24
     middle += 16
     for level in levels:

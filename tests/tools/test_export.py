@@ -15,6 +15,7 @@ from hicl_d2.command import extras
 from hicl_d2.command.cli import status
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.tools import commands
 
@@ -148,6 +149,7 @@ def test_torchscript_gives_the_scores_of_the_model(export: Export) -> None:
     assert not [name for name, _ in loaded.named_parameters() if "hicl" in name]
 
 
+@pytest.mark.skipif(USES_DETECTRON2, reason="torch.export cannot follow the sizes in Detectron2's ImageList")
 def test_a_program_of_torch_export_gives_the_scores_of_the_model(export: Export, fpn: str) -> None:
     file = export(fpn, "torch_export")
     image, scores = expected(file)
