@@ -46,16 +46,14 @@ COMPONENTS_OF_A_CLASS = 25
 def main(args: Namespace) -> None:
     """Draw the images of ``args``."""
     check_writable(args.output, "--output")
-    cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
-    if not isinstance(getattr(model, "hicl", None), HiCLBranch):
-        raise InputError(
-            f"{args.config_file} has no Hi-CL branch: MODEL.META_ARCHITECTURE must be HiCL, with MODEL.HICL.ENABLED True "
-            "and MODEL.HICL.CONTRAST hicl"
-        )
-    name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
-    if not name:
-        raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
-    records = _choose(load_records(name), args.image, args.count)
+    records: list[dict[str, Any]] = []
+    cfg, model = load_model(
+        args.config_file,
+        args.weights,
+        args.opts,
+        args.output,
+        check=lambda cfg: records.extend(_records(cfg, args)),
+    )
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     classes, colours = class_names(cfg)
@@ -79,6 +77,20 @@ def main(args: Namespace) -> None:
             sheet.save(stream, format="PNG")
         advance()
     console.show(f"{len(records)} pictures in {folder}")
+
+
+def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:
+    """Return the records of ``args``. Raises InputError for a config without a Hi-CL branch and for unknown data."""
+    hicl = cfg.MODEL.HICL
+    if cfg.MODEL.META_ARCHITECTURE != "HiCL" or not hicl.ENABLED or hicl.CONTRAST != "hicl":
+        raise InputError(
+            f"{args.config_file} has no Hi-CL branch: MODEL.META_ARCHITECTURE must be HiCL, with MODEL.HICL.ENABLED True "
+            "and MODEL.HICL.CONTRAST hicl"
+        )
+    name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
+    if not name:
+        raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
+    return _choose(load_records(name), args.image, args.count)
 
 
 def _choose(records: Records, images: list[str], count: int) -> Records:

@@ -4,7 +4,7 @@ import glob
 import os
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,17 @@ def _predict(model: nn.Module, mapped: dict[str, Any]) -> np.ndarray:
     return predicted_classes(model([mapped])[0]["sem_seg"]).cpu().numpy()
 
 
-def load_model(config_file: str, weights: str, opts: Sequence[str], output: str) -> tuple[CfgNode, nn.Module]:
+def load_model(
+    config_file: str,
+    weights: str,
+    opts: Sequence[str],
+    output: str,
+    check: Callable[[CfgNode], None] = lambda cfg: None,
+) -> tuple[CfgNode, nn.Module]:
     """Build the model of a config in eval mode with ``weights``; return it with the config, device resolved.
 
-    Raises InputError for a config, weights or device that cannot be used.
+    ``check`` looks at the config, its data sets known, before the model is built. Raises InputError for a config, weights
+    or device that cannot be used.
     """
     given = load_config(config_file, opts)
     cfg = given.clone()
@@ -103,6 +110,7 @@ def load_model(config_file: str, weights: str, opts: Sequence[str], output: str)
     cfg.freeze()
     register_custom(cfg)
     check_inputs(cfg)
+    check(cfg)
     if not cfg.MODEL.WEIGHTS:
         raise InputError("give weights: --weights FILE")
     if not is_address(cfg.MODEL.WEIGHTS) and not local_file(cfg.MODEL.WEIGHTS).is_file():
