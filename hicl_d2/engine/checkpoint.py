@@ -199,7 +199,7 @@ class Checkpoints(DetectionCheckpointer):
         """Return the local file of a package's weights or of a URL, whose checksum is compared; any other ``path`` as it is."""
         if path.startswith(PREFIX):
             packaged, pinned = package_file(path)
-            check_content(str(packaged), pinned, path)
+            check_content(str(packaged), pinned, path, is_fetched=False)
             return str(packaged)
         check_address(path)
         if not is_address(path) or path.startswith("catalog://"):  # which Detectron2 alone knows

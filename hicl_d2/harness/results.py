@@ -2,20 +2,19 @@
 
 import json
 import math
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import check_regular
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
 
 # Parts of a result that hold others, by name.
 SECTIONS = ("metrics", "class_iou", "seconds", "parameters", "versions", "git")
-# A state file of a cell has a few kilobytes; what is larger was not written by us.
 # Whole numbers of a result are below this.
 MOST = 10**300
+# A state file of a cell has a few kilobytes; what is larger was not written by us.
 MOST_BYTES = 64 * 2**20
 
 
@@ -25,13 +24,9 @@ def read_json_file(path: Path) -> Any:
     Raises FileNotFoundError if there is none, ValueError if it is not JSON, and InputError for what cannot be read as a
     file: a pipe, which would be waited for, a folder, a file of gigabytes.
     """
+    check_regular(path, most=MOST_BYTES)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_BYTES:
-                raise InputError(f"{path} must be a regular file of a few kilobytes; move it away")
-            text = stream.read()
+        text = path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:

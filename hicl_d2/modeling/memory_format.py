@@ -33,8 +33,8 @@ def check_memory_format(cfg: CfgNode) -> None:
 def memory_format(cfg: CfgNode, model: nn.Module) -> torch.memory_format:
     """Return the layout that MODEL.MEMORY_FORMAT asks for.
 
-    "auto" is channels_last where it was measured to pay (benchmark/results/step_speed): convolutional models on a CPU, if all
-    their modules are of packages that work in either layout. Raises InputError for an unknown name.
+    "auto" is channels_last on a CPU, if all modules are of packages that work in either layout; on a GPU nothing was measured
+    yet, and it is contiguous. Raises InputError for an unknown name.
     """
     check_memory_format(cfg)
     name = cfg.MODEL.MEMORY_FORMAT

@@ -8,6 +8,7 @@ from torch import nn
 from hicl_d2.command.errors import InputError, listing
 from hicl_d2.command.files import atomic_open, write_text
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
+from hicl_d2.modeling.memory_format import contiguous
 from hicl_d2.modeling.settings import base_architecture
 
 CHECKPOINT, CONFIG = "model_final.pth", "config.yaml"
@@ -40,7 +41,7 @@ def write(cfg: CfgNode, model: nn.Module, folder: Path) -> Path:
     plain.MODEL.WEIGHTS = str((folder / CHECKPOINT).absolute())
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_open(folder / CHECKPOINT, "wb") as stream:
-        torch.save({"model": model.state_dict()}, stream)
+        torch.save({"model": contiguous(model.state_dict())}, stream)
     write_text(folder / CONFIG, HEADER + plain.dump())
     return folder
 

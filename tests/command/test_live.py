@@ -1,16 +1,14 @@
 """The bar on a terminal: what it shows, and that it gives way to lines that stay."""
 
 import io
-import os
-import pty
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from hicl_d2.command.live import Work, bar, can_draw, draw
+from tests.support.terminal import run_on_a_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOUR = re.compile(r"\033\[[0-9;]*m")
@@ -86,23 +84,9 @@ def test_a_stream_that_cannot_move_its_cursor_gets_no_bar(monkeypatch: pytest.Mo
 
 
 def on_a_terminal(code: str, **environment: str) -> str:
-    """Run Python code with a terminal of 80 columns as its standard error and return what is written there."""
-    main, side = pty.openpty()
-    everything = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80", **environment}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=side, stderr=side, env=everything)
-    os.close(side)
-    found = b""
-    while True:
-        try:
-            part = os.read(main, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        found += part
-    os.close(main)
-    assert process.wait() == 0, found
-    return found.decode().replace("\r\n", "\n")
+    """Run Python code with a terminal as its output and standard error and return what is written there."""
+    shown = run_on_a_terminal([sys.executable, "-c", code], PYTHONPATH=str(ROOT), **environment)
+    return shown.replace("\r\n", "\n")
 
 
 def screen(text: str) -> list[str]:

@@ -11,7 +11,8 @@ from hicl_d2.harness import folder as files
 from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.harness.workspace import open_workspace
 
-BAD = [
+# What nothing may be called.
+BAD_ANYWHERE = [
     "a\nb",
     "a\n#SBATCH --wrap=x",
     "../up",
@@ -22,14 +23,23 @@ BAD = [
     ".",
     ".hidden",
     "-dash",
+    "a\tb",
+    "a\0b",
+    "\x1b[31mred",
+    "a\u202eb",
+    "a\u200bb",
+    "x" * 101,
+    " ",
+    "",
+]
+# What becomes a path component as it is may not be called.
+BAD = [
+    *BAD_ANYWHERE,
     "=cmd()",
     "+1",
     "@x",
     "end.",
     "a b",
-    "a\tb",
-    "a\0b",
-    "\x1b[31mred",
     "a|b",
     "<b>",
     "$(id)",
@@ -40,31 +50,12 @@ BAD = [
     "$x^2$",
     "a,b",
     "m\u0435thod",  # a Cyrillic letter
-    "a\u202eb",
-    "a\u200bb",
     "\uff0e\uff0e",
     "e\u0301",
-    "x" * 101,
-    " ",
-    "",
 ]
 PLACES = ["name", "datasets", "models", "include"]
-# What no method and no ablation may be called: these are shown, and a part of paths in plain characters only.
-BAD_SHOWN = [
-    "a\nb",
-    "a\n#SBATCH --wrap=x",
-    "../up",
-    "/absolute",
-    "a/b",
-    "a\\b",
-    "..",
-    ".",
-    ".hidden",
-    "-dash",
-    "a\tb",
-    "a\0b",
-]
-BAD_SHOWN += ["\x1b[31mred", "a\u202eb", "a\u200bb", " a", "a ", "x" * 101, " ", ""]
+# Methods and ablations are shown, and a part of paths in plain characters only.
+BAD_SHOWN = [*BAD_ANYWHERE, " a", "a "]
 SHOWN = [
     "a|b",
     "~",

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.terminal import run_on_a_terminal
 from tests.support.waiting import wait_for
 
 HEADER = "matrix,cell,dataset,model,method,ablation,seed,metric,at,value,iteration,status"
@@ -189,21 +189,9 @@ def test_progress_is_relayed_from_the_training(bench):
 
 def test_a_terminal_gets_one_moving_line_per_cell(bench):
     bench.matrix(seeds=[1], overrides={"STUB.STEP_SECONDS": 0.5})
-    leader, follower = os.openpty()
-    process = subprocess.Popen(bench.command(), stdout=subprocess.DEVNULL, stderr=follower)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    assert process.wait() == 0
-    assert b"\r\x1b[K[1/2] parts/small/baseline/seed 1: iteration 1/3  loss 1.5  ETA 0:0" in shown
-    assert b"\r\x1b[K[1/2] parts/small/baseline/seed 1: done in" in shown
+    shown = run_on_a_terminal(bench.command(), stdout=subprocess.DEVNULL)
+    assert "\r\x1b[K[1/2] parts/small/baseline/seed 1: iteration 1/3  loss 1.5  ETA 0:0" in shown
+    assert "\r\x1b[K[1/2] parts/small/baseline/seed 1: done in" in shown
 
 
 def test_a_failed_cell_is_shown_with_its_last_line_and_the_others_run(bench):

@@ -1,11 +1,8 @@
 """The table of cells: the same columns everywhere, a bar of each cell's iterations beside them on a terminal."""
 
-import os
-import pty
-import subprocess
-
 from hicl_d2.harness.status import BAR_WIDTH, describe
 from hicl_d2.harness.workspace import open_workspace
+from tests.support.terminal import run_on_a_terminal
 
 
 def test_bars_stand_behind_the_columns(bench):
@@ -21,19 +18,5 @@ def test_bars_stand_behind_the_columns(bench):
 
 def test_a_terminal_that_watches_gets_bars(bench):
     assert bench.run().returncode == 0
-    main, side = pty.openpty()
-    command = bench.command("--watch", verb="status")
-    process = subprocess.Popen(command, stdout=side, stderr=side, env={**os.environ, "TERM": "xterm"})
-    os.close(side)
-    shown = b""
-    while True:
-        try:
-            part = os.read(main, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(main)
-    assert process.wait() == 0
-    assert shown.decode().count("█" * BAR_WIDTH) == 4
+    shown = run_on_a_terminal(bench.command("--watch", verb="status"))
+    assert shown.count("█" * BAR_WIDTH) == 4
