@@ -6,6 +6,8 @@ from pathlib import Path
 # A finished run's result, and the version of its format.
 RESULT = "result.json"
 RESULT_SCHEMA = 1
+# What a run is and where it began.
+MANIFEST = "manifest.json"
 # Config keys that say where a run happens and is followed, and not what it computes.
 PLACE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TRACKING.WRITERS", "TRACKING.PROJECT")
 DATA_ROOT = "DETECTRON2_DATASETS"

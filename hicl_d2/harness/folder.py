@@ -14,6 +14,8 @@ from typing import IO, Any
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import open_lock, write_json, write_text
+from hicl_d2.command.identity import MISSING
+from hicl_d2.command.layout import MANIFEST
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.environment import environment
 from hicl_d2.harness.failures import Failure
@@ -59,7 +61,7 @@ class State:
 def look(cell: Cell, output: Path, exists: bool = True) -> State:
     """Return the state of ``cell``; ``exists``: whether it has a folder, if the caller knows.
 
-    Raises InputError for a manifest that was edited and a result of another schema.
+    Raises InputError for a manifest that was edited, a result of another schema, and a training that was not this cell's.
     """
     if not exists:
         return State(WAITING if cell.has_config else BLOCKED)
@@ -68,6 +70,7 @@ def look(cell: Cell, output: Path, exists: bool = True) -> State:
     result = read_result(folder)
     attempt = last_attempt(folder)
     if result is not None:
+        check_training(folder)
         return State(DONE, result, attempt=attempt)
     if not cell.has_config:
         return State(BLOCKED)
@@ -159,6 +162,39 @@ def check_manifest(folder: Path) -> None:
         raise InputError(
             f"{path} is the manifest of another cell ({content.get('cell')}); move the folder away"
         )
+
+
+def check_training(folder: Path) -> None:
+    """Raise InputError if the training in ``folder`` was another one than the harness had planned.
+
+    So it is where a config, the code or weights changed between the start of the harness and that of the cell. Weights that
+    the harness had not seen, and manifests of before identities were noted, say nothing.
+    """
+    planned, trained = _noted_identity(folder / MANIFEST_FILE), _noted_identity(folder / MANIFEST)
+    parts = {
+        "the config or a default of the code": "config",
+        "the content of MODEL.WEIGHTS": "weights",
+        "the code behind IMPORTS": "imports",
+    }
+    for text, key in parts.items():
+        before, after = planned.get(key), trained.get(key)
+        if before is None or after is None or before == after:
+            continue
+        if not any(str(part).startswith(MISSING) for part in (before, after)):
+            raise InputError(
+                f"{folder} does not hold what the matrix planned: {text} changed after the harness had started; move the "
+                "folder away and run again"
+            )
+
+
+def _noted_identity(path: Path) -> dict[str, Any]:
+    """Return the identity in a manifest, empty if there is none that can be read."""
+    try:
+        content = read_json_file(path)
+    except (OSError, ValueError, InputError):
+        return {}
+    found = content.get("identity") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -278,11 +314,28 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def is_beating(folder: Path) -> bool:
-    """Return whether the heartbeat is recent."""
+    """Return whether the heartbeat is recent; of one that lies in the future, because a clock was set back, the lock tells."""
     try:
-        return time.time() - (folder / HEARTBEAT_FILE).stat().st_mtime < DEAD_SECONDS
+        age = time.time() - (folder / HEARTBEAT_FILE).stat().st_mtime
     except FileNotFoundError:
         return False
+    return age < DEAD_SECONDS if age > -DEAD_SECONDS else _is_locked(folder)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Return whether a process of the cell is alive, by its lock; nothing is made or changed."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(folder / LOCK_FILE, flags)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def lock(folder: Path) -> IO[bytes] | None:

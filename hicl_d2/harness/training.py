@@ -126,6 +126,7 @@ class Training:
     def _failure(self) -> Failure | None:
         try:
             if read_result(self.folder) is not None:
+                files.check_training(self.folder)
                 return None
         except InputError as error:
             return Failure(NO_RESULT, str(error))

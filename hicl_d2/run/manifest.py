@@ -19,14 +19,13 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import read_json, write_json
 from hicl_d2.command.git import git_state
 from hicl_d2.command.identity import MISSING, Identity, flat_values, identity_of
-from hicl_d2.command.layout import PLACE_KEYS, RESULT
+from hicl_d2.command.layout import MANIFEST, PLACE_KEYS, RESULT
 from hicl_d2.config import flat_defaults, get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.scaling import same_schedule
 from hicl_d2.run import provenance
 
-MANIFEST = "manifest.json"
 # What a resumed run may change: it is not part of the training's arithmetic.
 RESUMABLE_KEYS = ("TEST.", "DATASETS.TEST", "SOLVER.CHECKPOINT_", "MODEL.HICL.LOG_PERIOD", "VIS_PERIOD")
 TRACES = (LAST, "metrics.json", "model_final.pth", "model_best.pth")

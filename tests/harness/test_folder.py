@@ -75,6 +75,12 @@ def test_states_follow_from_files(bench, cell):
     old = time.time() - 2 * files.DEAD_SECONDS
     os.utime(folder / files.HEARTBEAT_FILE, (old, old))
     assert files.look(cell, bench.output).name == files.STOPPED
+    later = time.time() + 1e6  # a clock that was set back since
+    os.utime(folder / files.HEARTBEAT_FILE, (later, later))
+    assert files.look(cell, bench.output).name == files.STOPPED
+    with files.lock(folder):
+        assert files.look(cell, bench.output).name == files.RUNNING
+    assert files.look(cell, bench.output).name == files.STOPPED
     files.end_attempt(folder, attempt, 1.0, -9, Failure(KILLED, "killed by SIGKILL"))
     state = files.look(cell, bench.output)
     assert (state.name, state.failure) == (files.FAILED, Failure(KILLED, "killed by SIGKILL"))

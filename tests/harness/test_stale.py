@@ -160,3 +160,22 @@ def test_the_harness_and_the_training_compute_one_identity(name):
         trained = run_identity(cfg)
         assert trained.config == cell.identity.config
         assert (trained.seed, trained.weights, trained.imports) == (cell.seed, cell.weights, cell.imports)
+
+
+def test_a_config_that_changes_after_the_harness_has_started_gives_no_result(bench):
+    bench.matrix(seeds=[1], overrides={"STUB.IDENTITY": "0123456789abcdef"})
+    done = bench.run()
+    assert done.returncode == 1
+    assert "the config or a default of the code changed after the harness had started" in done.stderr
+    assert "2 damaged" in bench.run(verb="status").stdout
+    assert "41.0" not in bench.run(verb="table").stdout
+
+
+def test_a_training_that_notes_the_planned_identity_is_done(bench):
+    cells = read_matrix(bench.matrix(seeds=[1])).cells
+    for cell in cells:
+        files.write_manifest(cell, "test", bench.output, [])
+        folder = cell.folder(bench.output)
+        (folder / "manifest.json").write_text(json.dumps({"identity": cell.identity.parts()}))
+        (folder / "result.json").write_text('{"schema": 1, "status": "finished"}')
+    assert [files.look(cell, bench.output).name for cell in cells] == ["done", "done"]
