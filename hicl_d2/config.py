@@ -163,6 +163,9 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.CONTRAST = "hicl"
     # Weight of the loss, after the warm-up ramp.
     hicl.WEIGHT = 0.1
+    # What WEIGHT is of: the "loss", which it multiplies, or the "gradient": the contrast is scaled so that its gradient at
+    # the features has WEIGHT times the norm of that of the other losses, measured every 10 iterations.
+    hicl.WEIGHT_OF = "loss"
     # Iterations before the branch starts, and over which its weight then rises linearly from 0.
     hicl.START_ITER = 0
     hicl.WARMUP_ITERS = 1000

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hicl_d2.contrast.attachment import NAME, Attachment, find_images
+from hicl_d2.contrast.balance import KINDS, GradientBalance
 from hicl_d2.contrast.build import build_contrast
 from hicl_d2.contrast.frame import Contrast
 from hicl_d2.contrast.grid import infer_stride
@@ -37,6 +38,7 @@ def attach(
     stride: int | None = None,
     contrast: str = "hicl",
     weight: float = 0.1,
+    weight_of: str = "loss",
     start_iter: int = 0,
     warmup_iters: int = 0,
     seed: int = 0,
@@ -93,6 +95,9 @@ def attach(
         stride: image pixels per cell of the features, for ``windows="auto"``; by default found with ``example``.
         contrast: name of the contrast, one of `CONTRASTS`.
         weight: of the loss, after the ramp.
+        weight_of: "loss": the weight multiplies the contrast. "gradient": the contrast is multiplied so that its gradient at
+            the features has ``weight`` times the norm of that of the other losses (`GradientBalance`), which have to be
+            computed from the same features, and summed with it before ``backward()``.
         start_iter: calls of `Contrast.loss` before the contrast starts.
         warmup_iters: calls over which its weight then rises linearly from 0.
         seed: of the initial parameters and of what is drawn; the global random state is left alone.
@@ -103,6 +108,8 @@ def attach(
     compiled or wrapped, or is an nn.Sequential; and where channels or stride cannot be found.
     """
     _check_model(model)
+    if weight_of not in KINDS:
+        raise ValueError(f"weight_of must be {' or '.join(KINDS)}, not {weight_of!r}")
     taps = {"feature": _make_tap(model, "feature", feature, side)}
     if logits is not None:
         taps["logits"] = _make_tap(model, "logits", logits, "output")
@@ -119,10 +126,14 @@ def attach(
     module = find_module(model, feature)
     parameter = next(chain(module.parameters(), model.parameters()), torch.zeros(()))
     branch = _build(parameter, contrast, channels, num_classes, seed, settings).train(model.training)
+    balance = None
+    if weight_of == "gradient":
+        balance = branch.balance = GradientBalance().to(parameter.device)
     branch._attachment = Attachment(
         model,
         taps,
         weight=weight,
+        balance=balance,
         start_iter=start_iter,
         warmup_iters=warmup_iters,
         seed=seed,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hicl_d2.contrast.balance import GradientBalance
 from hicl_d2.contrast.frame import Contrast, step_seed, zero_with_graph
 from hicl_d2.contrast.fused.host import on_host
 from hicl_d2.contrast.schedule import ramp
@@ -30,11 +31,14 @@ class Seen(NamedTuple):
         features: (B, C, h, w).
         logits: what the module named for them gave; None if none was named.
         images: the batch of images (B, 3, H, W); None where the model was called with something else.
+        watched: what the module passed, and the view of it that the features are made of; None where gradients are not
+            measured.
     """
 
     features: Tensor
     logits: Any
     images: Tensor | None
+    watched: tuple[Tensor, Tensor] | None = None
 
 
 class Attachment:
@@ -56,6 +60,7 @@ class Attachment:
         seed: int = 0,
         grid: tuple[int, int] | None = None,
         to_logits: Callable[[Any], Tensor] | None = None,
+        balance: GradientBalance | None = None,
     ) -> None:
         """Put ``taps`` ("feature" and, as named, "logits" and "image") on the modules of ``model``.
 
@@ -63,7 +68,7 @@ class Attachment:
         """
         self.taps = dict(taps)
         self.weight, self.start_iter, self.warmup_iters, self.seed = weight, start_iter, warmup_iters, seed
-        self.grid, self.to_logits = grid, to_logits
+        self.grid, self.to_logits, self.balance = grid, to_logits, balance
         self.captures_eval = False
         self._looks = _LOOKS
         self._model: weakref.ref[nn.Module] | None = weakref.ref(model)
@@ -125,7 +130,9 @@ class Attachment:
             )
         try:
             images = self.taps["image"].take() if "image" in self.taps else self._images
-            features = self.taps["feature"].as_map(self.taps["feature"].take(), self.grid)
+            passed = self.taps["feature"].take()
+            watched = self._watch(passed)
+            features = self.taps["feature"].as_map(watched[1] if watched else passed, self.grid)
             logits = self.taps["logits"].take() if "logits" in self.taps else None
         finally:
             self._forget("what was captured in its last forward has been used")
@@ -135,7 +142,13 @@ class Attachment:
                 "contrast would train nothing but its own embedding: it is frozen, detached, computed without gradients, "
                 "or inside a reentrant checkpoint (use_reentrant=False keeps its graph)"
             )
-        return Seen(features, logits, images)
+        return Seen(features, logits, images, watched)
+
+    def _watch(self, passed: Any) -> tuple[Tensor, Tensor] | None:
+        """Return what was passed and a view of it, through which the contrast's gradient alone goes; None without balance."""
+        if self.balance is None or not (isinstance(passed, Tensor) and passed.requires_grad):
+            return None
+        return passed, passed.view_as(passed)
 
     @contextmanager
     def capturing(self) -> Iterator[list[Seen]]:
@@ -151,9 +164,9 @@ class Attachment:
 
     # ---------------------------------------------------- computing
 
-    def weight_at(self, step: int) -> float:
-        """Return the weight of the loss at ``step``."""
-        return self.weight * ramp(step, self.warmup_iters, self.start_iter)
+    def weight_at(self, step: int | None) -> float:
+        """Return the weight at ``step``; None stands for the end of the ramp."""
+        return self.weight if step is None else self.weight * ramp(step, self.warmup_iters, self.start_iter)
 
     def loss(self, contrast: Contrast, labels: Tensor, *, describe: bool = False) -> Tensor:
         """Compute the weighted loss of the last training forward. See `Contrast.loss`."""
@@ -165,30 +178,40 @@ class Attachment:
                 logits = self.to_logits(logits)
             logits = self.taps["logits"].as_map(logits, self.grid)
         step = contrast.count_step()
-        weight, seed = self.weight_at(step), step_seed(step, self.seed)
-        return self.compute(contrast, seen.features, labels, logits, weight, seed, describe=describe)
+        return self.compute(contrast, seen, labels, logits, step, describe=describe)
 
     def compute(
         self,
         contrast: Contrast,
-        features: Tensor,
+        seen: Seen,
         labels: Tensor | None,
         logits: Tensor | None,
-        weight: float,
-        seed: int,
+        step: int | None,
         *,
         describe: bool = False,
     ) -> Tensor:
-        """Compute ``weight`` x contrast (0-d); at weight 0, a zero with a graph to the features and every parameter.
+        """Compute weight x contrast (0-d); at weight 0, a zero with a graph to the features and every parameter.
 
-        Labels are not read then. Figures that were asked for are in ``contrast.diagnostics``.
+        Labels are not read then. ``step`` says how far the ramp is and what is drawn; None stands for the end of the ramp.
+        Figures that were asked for are in ``contrast.diagnostics``.
         """
         contrast.diagnostics = {}
+        weight = self.weight_at(step)
         if weight == 0:
-            return zero_with_graph(contrast) + features.flatten()[:0].sum()
-        output = contrast(features, labels, logits, seed=seed, describe=describe)
+            return zero_with_graph(contrast) + seen.features.flatten()[:0].sum()
+        output = contrast(
+            seen.features, labels, logits, seed=step_seed(step or 0, self.seed), describe=describe
+        )
         contrast.diagnostics = output.diagnostics
-        return weight * cast(Tensor, output.loss)
+        loss = cast(Tensor, output.loss)
+        if self.balance is None:
+            return weight * loss
+        factor = weight * self.balance.factor(step or 0)
+        if seen.watched is not None and self.balance.is_measured(step or 0):
+            self.balance.measure(*seen.watched, factor)
+        if describe:
+            contrast.diagnostics["hicl/weight"] = factor
+        return factor.to(loss.dtype) * loss
 
     def _fit(self, contrast: Contrast, labels: Tensor, seen: Seen) -> Tensor:
         """Return ``labels`` on the features' device, repeated to the images' size where they are coarser."""

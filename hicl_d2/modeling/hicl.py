@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.contrast import Contrast, attach
-from hicl_d2.contrast.frame import step_seed
 from hicl_d2.contrast.taps import SIDES, find_module
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
@@ -35,6 +34,7 @@ PLACEMENT_KEYS = {
     "IMAGE",
     "CONTRAST",
     "WEIGHT",
+    "WEIGHT_OF",
     "START_ITER",
     "WARMUP_ITERS",
     "LOG_PERIOD",
@@ -77,6 +77,7 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
             example_size=blank_size(cfg),
             contrast=hicl.CONTRAST,
             weight=hicl.WEIGHT,
+            weight_of=hicl.WEIGHT_OF,
             start_iter=hicl.START_ITER,
             warmup_iters=hicl.WARMUP_ITERS,
             log_period=hicl.LOG_PERIOD,
@@ -100,6 +101,7 @@ def with_hicl(
     example_size: tuple[int, int] = (128, 128),
     contrast: str = "hicl",
     weight: float = 0.1,
+    weight_of: str = "loss",
     start_iter: int = 0,
     warmup_iters: int = 1000,
     log_period: int = 20,
@@ -123,6 +125,7 @@ def with_hicl(
         example_size: see ``in_channels``.
         contrast: name of the contrast (`hicl_d2.contrast.CONTRASTS`).
         weight: of the loss, after the ramp.
+        weight_of: what the weight is of, as in `hicl_d2.contrast.attach`.
         start_iter: iteration at which the contrast starts.
         warmup_iters: iterations over which its weight then rises linearly from 0.
         log_period: iterations between two entries of its diagnostics in the event storage.
@@ -142,6 +145,7 @@ def with_hicl(
         example=(blank_batch(example_size),),
         contrast=contrast,
         weight=weight,
+        weight_of=weight_of,
         start_iter=start_iter,
         warmup_iters=warmup_iters,
         seed=seed,
@@ -176,7 +180,7 @@ class LossHooks:
     def __init__(self, log_period: int) -> None:
         """``log_period``: iterations between two entries of the diagnostics in the event storage."""
         self.log_period = log_period
-        self.step: tuple[list[Tensor], float, int | None] | None = None
+        self.step: tuple[list[Tensor], bool, int | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "step": None}
@@ -188,34 +192,27 @@ class LossHooks:
             return
         branch = _branch(model)
         iteration = _iteration()
-        weight = branch.attachment.weight if iteration is None else branch.attachment.weight_at(iteration)
+        is_on = branch.attachment.weight_at(iteration) != 0
         device = next(branch.parameters()).device
         inputs = next(iter((*args, *kwargs.values())))
-        labels = [upload_labels(label, device) for label in _labels(inputs)] if weight else []
-        self.step = labels, weight, iteration
+        labels = [upload_labels(label, device) for label in _labels(inputs)] if is_on else []
+        self.step = labels, is_on, iteration
 
     @torch.compiler.disable
     def after(self, model: nn.Module, args: tuple[Any, ...], losses: Any) -> Any:
         """Return the losses with the branch's among them, and log its diagnostics when it is their turn."""
         if not model.training or self.step is None:
             return losses
-        (labels, weight, iteration), self.step = self.step, None
+        (labels, is_on, iteration), self.step = self.step, None
         branch = _branch(model)
         attachment = branch.attachment
         with _named(RuntimeError):
             seen = attachment.take()
-            found = branch_logits(model, seen.logits) if weight else None
+            found = branch_logits(model, seen.logits) if is_on else None
         is_logged = iteration is not None and (iteration + 1) % self.log_period == 0
         with _named(ValueError):
-            loss = attachment.compute(
-                branch,
-                seen.features,
-                _pad_to(labels, seen.images, branch.ignore_value) if weight else None,
-                found,
-                weight,
-                step_seed(iteration or 0, attachment.seed),
-                describe=is_logged,
-            )
+            padded = _pad_to(labels, seen.images, branch.ignore_value) if is_on else None
+            loss = attachment.compute(branch, seen, padded, found, iteration, describe=is_logged)
         if is_logged and branch.diagnostics:
             _log(branch.diagnostics)
         return {**losses, "loss_hicl": loss}

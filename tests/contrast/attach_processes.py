@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.contrast.attach_models import attached, make_batch
+from tests.contrast.attach_models import attached, by_hand, make_batch, make_model
 
 
 def run(rank: int, folder: str) -> None:
@@ -43,4 +43,24 @@ def run(rank: int, folder: str) -> None:
         Path(folder) / f"{rank}.pt",
     )
     del wrapped
+    dist.destroy_process_group()
+
+
+def run_balanced(rank: int, folder: str) -> None:
+    """Measure gradients in one step and save their norms, by passes of their own, and the factor of the next step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model, branch = attached(weight=1.0, weight_of="gradient")
+    twin, contrast = make_model(), copy.deepcopy(branch)
+    images, labels = make_batch(seed=rank)
+    output = model(images)
+    (branch.loss(labels) + output.square().mean()).backward()
+    features, logits = by_hand(twin, images)
+    own = contrast(features, labels, logits, seed=3 * 1_000_003 * 4096 + rank).loss
+    norms = [
+        torch.autograd.grad(part, features, retain_graph=True)[0].norm().item()
+        for part in (own, logits.square().mean())
+    ]
+    factor = branch.attachment.balance.factor(1).item()
+    torch.save({"norms": norms, "factor": factor}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
