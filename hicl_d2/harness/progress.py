@@ -51,14 +51,25 @@ def read_progress(path: Path, metric: str = "sem_seg/mIoU") -> Progress | None:
     return newest and Progress(newest.iteration, newest.loss, newest.seconds_left, score)
 
 
+def _modified(path: Path) -> float:
+    """Return when a file was changed last, 0 if it is not there (any more)."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def tail(path: Path, start: int = 0) -> bytes:
-    """Return the end of a file, from ``start`` on at the earliest; nothing if it is not there."""
+    """Return the end of a file, from ``start`` on at the earliest; nothing if it cannot be read."""
     if not path.is_file():  # a pipe would be waited for
         return b""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - TAIL_BYTES))
-        return file.read()
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - TAIL_BYTES))
+            return file.read()
+    except OSError:
+        return b""
 
 
 def last_line(path: Path, start: int = 0) -> str:
@@ -72,7 +83,7 @@ def describe(folder: Path, total: int | None, seconds: float, start: int = 0) ->
     metrics, errors = folder / METRICS_FILE, folder / STDERR_FILE
     progress = read_progress(metrics)
     spent = duration(seconds)
-    if progress is None or metrics.stat().st_mtime < errors.stat().st_mtime:
+    if progress is None or _modified(metrics) < _modified(errors):
         return f"{last_line(errors, start) or 'starting'} ({spent} gone)"
     of_total = "" if total is None else f"/{total}"
     left = "" if progress.seconds_left is None else f"  ETA {duration(progress.seconds_left)}"

@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import random
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,11 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.data.coco import draw_coco, read_coco
 from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.harness.cells import Cell
+from hicl_d2.harness.folder import attempts, digest, states
 from hicl_d2.harness.matrix import read_matrix
+from hicl_d2.harness.progress import describe
+from hicl_d2.harness.results import measures
 from hicl_d2.reading import check_labels, image_size, read_image, read_labels
 from hicl_d2.run.manifest import PLACE_KEYS, identity
 from tests.robustness.conftest import FUZZED
@@ -442,3 +448,69 @@ def test_matrix_files(tmp_path_factory: pytest.TempPathFactory, report: Report) 
 
     read()
     report("fuzzed matrix files", sum(seen), f"{seen[0]} refused in one line, {seen[1]} valid")
+
+
+STATE = {
+    "result.json": {
+        "schema": 1,
+        "status": "finished",
+        "metrics": {"last": {"sem_seg/mIoU": 40.0, "iteration": 3}},
+    },
+    "cell.json": {"schema": 2, "cell": "a/b/seed 1", "identity": {"config": "0123"}},
+    "manifest.json": {"identity": {"config": "0123", "weights": "", "imports": {}}},
+    "attempts/0001.json": {"state": "ended", "seconds": 1.0, "status": 0, "failure": None},
+    "metrics.json": {"iteration": 2, "total_loss": 1.5, "eta_seconds": 3.0},
+}
+KEYS_OF_STATE = [
+    *{key for content in STATE.values() for key in content},
+    "class_iou",
+    "seconds",
+    "parameters",
+]
+CHANGES = st.dictionaries(st.sampled_from(KEYS_OF_STATE) | st.text(max_size=6), VALUES, max_size=3)
+STATES = st.dictionaries(
+    st.sampled_from([*STATE]), CHANGES | VALUES | st.binary(max_size=40), min_size=1, max_size=len(STATE)
+)
+
+
+def _state_file(name: str, change: Any, hash_: str) -> bytes:
+    """Return a state file: bytes as they are, a change laid over what the harness or the training writes there."""
+    if isinstance(change, bytes):
+        return change
+    content = {**STATE[name], **change} if isinstance(change, dict) else change
+    if name == "cell.json" and isinstance(content, dict):
+        content = json.loads(json.dumps({"hash": hash_, **content}, default=str))
+        content["digest"] = digest(content)
+    return json.dumps(content, default=str).encode("utf-8", "surrogateescape")
+
+
+def test_state_files_of_the_harness(tmp_path_factory: pytest.TempPathFactory, report: Report) -> None:
+    output = tmp_path_factory.mktemp("matrix")
+    cell = Cell("a", "b", "", "", 1, Path("config.yaml"), {})
+    folder = cell.folder(output)
+    (folder / "attempts").mkdir(parents=True)
+    seen: Counter[str] = Counter()
+
+    @fuzzed
+    @given(STATES)
+    def read(changes: dict[str, Any]) -> None:
+        for name in STATE:
+            (folder / name).unlink(missing_ok=True)
+        for name, change in changes.items():
+            (folder / name).write_bytes(_state_file(name, change, cell.hash))
+        state = states((cell,), output)[cell.slug]
+        assert "\n" not in state.note
+        for _, _, value, iteration in measures(state.result or {}):
+            assert value is None or (type(value) is float and math.isfinite(value))
+            assert iteration is None or type(iteration) is int
+        assert "\n" not in describe(folder, 3, 1.0)
+        assert all(attempt["number"] == 1 for attempt in attempts(folder))
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.json")} == set(changes)
+        seen[state.name] += 1
+
+    read()
+    report(
+        "fuzzed state files of the harness",
+        seen.total(),
+        ", ".join(f"{count} {name}" for name, count in seen.most_common()),
+    )
