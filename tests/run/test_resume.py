@@ -145,10 +145,11 @@ def test_medians_after_a_resume_are_those_of_the_undisturbed_run(
     assert_equal(run_state(tmp_path / "killed"), run_state(tmp_path / "undisturbed"))
 
 
+@pytest.mark.parametrize("setting", [("BANK_SIZE", "8"), ("WEIGHT_OF", "gradient")], ids=lambda pair: pair[0])
 def test_resuming_with_the_branch_is_exact_too(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: tuple[str, str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    branch = ("MODEL.META_ARCHITECTURE", "HiCL", "MODEL.HICL.BANK_SIZE", "8")
+    branch = ("MODEL.META_ARCHITECTURE", "HiCL", f"MODEL.HICL.{setting[0]}", setting[1])
     assert command(*_arguments(tmp_path / "undisturbed", *branch)).code == 0
     _at_step(monkeypatch, 8, _kill)
     with pytest.raises(Killed):
