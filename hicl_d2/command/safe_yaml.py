@@ -130,27 +130,28 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
     return Document(path, content, tuple(keys))
 
 
-def read_chain(name: str | Path) -> list[Document]:
-    """Return the documents of a config file and of those it is based on, the last base first, without their ``_BASE_``.
+def read_chain(name: str | Path, kind: str = CONFIG, *, text_keys: bool = False) -> list[Document]:
+    """Return the documents of a file and of those it is based on, the last base first, without their ``_BASE_``.
 
-    ``name`` is a path or the name of a config of the project (:func:`hicl_d2.command.shipped.find`); so is a ``_BASE_``, which
-    is looked for beside its file first. Raises InputError as :func:`read_yaml` does, and for a chain that leads back to itself.
+    ``name`` is a path or the name of a file of the project of that ``kind`` (:func:`hicl_d2.command.shipped.find`); so is a
+    ``_BASE_``, which is looked for beside its file first. Raises InputError as :func:`read_yaml` does, and for a chain that
+    leads back to itself.
     """
     chain: list[Document] = []
     seen: set[Path] = set()
-    path = find(name)
+    path = find(name, kind)
     while True:
         seen.add(path.resolve())
-        document = read_yaml(path)
+        document = read_yaml(path, kind, text_keys=text_keys)
         base = document.content.pop(BASE_KEY, None)
         chain.append(document)
         if base is None:
             return chain[::-1]
         if not isinstance(base, str):
             raise InputError(
-                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one config file, not {base!r}"
+                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one {kind}, not {base!r}"
             )
-        path = locate(base, folders=(path.parent,)) or path.parent / Path(base).expanduser()
+        path = locate(base, kind, folders=(path.parent,)) or path.parent / Path(base).expanduser()
         if path.resolve() in seen:
             raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
 
