@@ -192,7 +192,7 @@ def test_unknown_colours_are_counted_and_placed(tmp_path: Path, truths: dict[str
     register_semantic_dataset(NAME, "images", "masks", CLASSES, colours=COLOURS, ignored_colours=[VOID])
     message = refusal(lambda: load_records(NAME))
     assert (
-        f"{path}: the colour (1, 2, 3) at row 3, column 5 (4 pixels; 1 other unknown colours on 1 pixels)"
+        f"{path}: the colour (1, 2, 3) at row 3, column 5 (4 pixels; 1 other unknown colour on 1 pixel)"
         in message
     )
 
