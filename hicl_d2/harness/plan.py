@@ -167,8 +167,8 @@ def _sums(workspace: Workspace, to_run: set[str], estimates: Estimates) -> Itera
         what = f"{gpu_hours:.3g} GPU hours, {disk:.3g} GB of disk" if known else "GPU hours and disk unknown"
         yield f"estimate: {what} ({free:.0f} GB free)"
         if unknown:
-            yield f"without {counted(unknown, 'cell')} that nothing is known of: plan --probe trains ten "
-            "iterations of each kind"
+            kinds = "plan --probe trains ten iterations of each kind"
+            yield f"without {counted(unknown, 'cell')} that nothing is known of: {kinds}"
 
 
 def _free_space(folder: Path) -> int:

@@ -179,7 +179,8 @@ def test_a_matrix_takes_from_its_base_what_it_does_not_say_itself(bench):
     bench.write("plain.yaml", "MODEL: {DEVICE: cpu}\n").rename(above / "plain.yaml")
     bench.write(
         "matrix.yaml",
-        "_BASE_: above/Base.yaml\nname: own\nseeds: [2, 3]\nmethods: {other: {overrides: {T: 1}}, baseline: }\nwords: {kind: other}\n"
+        "_BASE_: above/Base.yaml\nname: own\nseeds: [2, 3]\nmethods: {other: {overrides: {T: 1}}, baseline: }\n"
+        "words: {kind: other}\n"
         "overrides: {SOLVER.MAX_ITER: 4}\nresources: {cpus: 1}\nreport: {compare: [other, baseline]}\n"
         "shorten: {SOLVER.BASE_LR: 1}\n",
     )
