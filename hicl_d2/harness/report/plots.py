@@ -129,9 +129,7 @@ def class_differences(rows: "pd.DataFrame", matrix: Matrix, place: Place) -> "Fi
         return None
     first, second = matrix.compare
     found = _at(rows, place)
-    found = found[
-        found["metric"].fillna("").astype(str).str.startswith(CLASS_PREFIX) & (found["at"] == "last")
-    ]
+    found = found[found["metric"].astype(str).str.startswith(CLASS_PREFIX) & (found["at"] == "last")]
     ablation = next((a for a in found["ablation"] if a in _ablations(found, first, second)), None)
     if ablation is None:
         return None
@@ -181,7 +179,7 @@ def cost(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figure | Non
     rows = rows[rows["at"] == "last"]
     scores = rows[rows["metric"] == matrix.metrics[0]].set_index(["method", "ablation"])
     times = rows[rows["metric"] == "seconds/per_iteration"].set_index(["method", "ablation"])
-    both = scores.join(times, rsuffix="_time", how="inner")
+    both = scores.join(times.add_suffix("_time"), how="inner")
     if len(both) < 2:
         return None
     figure, (axis,) = _figure(7.2, 3.8, 1)
