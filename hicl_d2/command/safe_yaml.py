@@ -4,6 +4,7 @@ A tag that would run code, a key that is given twice and a document that grows w
 with file and line. Values are plain: numbers, text, lists, mappings; a date is text.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +121,10 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
         content = loader.construct_document(root) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
+        hint = _brace_hint(text, line)
+        raise InputError(
+            f"{path}:{line}: not valid YAML: {' '.join(str(error.problem).split())}{hint}"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -128,6 +132,13 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
     if not isinstance(content, dict):
         raise InputError(f"{path}: it must hold keys and values, not a {type(content).__name__}")
     return Document(path, content, tuple(keys))
+
+
+def _brace_hint(text: str, line: int) -> str:
+    """Return what to do about a value such as ``{model}.yaml``, which YAML takes for a mapping; "" for any other line."""
+    written = text.split("\n")[line - 1 : line]
+    is_template = written and re.search(r":\s+\{\w+\}[^\s,}]", written[0])
+    return "; put a value that begins with a brace into quotes" if is_template else ""
 
 
 def read_chain(name: str | Path, kind: str = CONFIG, *, text_keys: bool = False) -> list[Document]:

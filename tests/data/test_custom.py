@@ -164,7 +164,7 @@ def test_a_block_of_the_config_does_the_same(tmp_path: Path, truths: dict[str, n
         ("{IMAGES: images, CLASSES: [a]}", f"DATASETS.CUSTOM.{NAME} lacks LABELS"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], COLORS: []}", "COLORS is no key; did you mean COLOURS?"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a, a]}", "classes must be named, and each once"),
-        ("{IMAGES: i, LABELS: m, CLASSES: [a, b], COLOURS: [[1, 2, 3]]}", "2 classes and 1 colours"),
+        ("{IMAGES: i, LABELS: m, CLASSES: [a, b], COLOURS: [[1, 2, 3]]}", "2 classes and 1 colour"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], FORMAT: rgb}", "label_format is 'rgb'"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], BACKGROUND: sky}", "the background 'sky' is no class"),
         ("5", f"DATASETS.CUSTOM.{NAME} must be a block of keys"),

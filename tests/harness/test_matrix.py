@@ -139,6 +139,10 @@ def test_shortening_needs_the_matrix_to_say_how(bench):
         ("name: [1, 2\nx: 3\n", r"matrix\.yaml:2: "),
         ("name: !!python/object/apply:os.system [true]\n", r"matrix\.yaml:1: .*python"),
         ("name: a\nname: b\n", r"matrix\.yaml:2: the key name is given twice"),
+        (
+            "name: a\nconfig: {dataset}/x.yaml\n",
+            r"matrix\.yaml:2: .*; put a value that begins with a brace into quotes",
+        ),
         ("- a list\n", "must hold keys and values, not a list"),
         ("", "name is missing"),
         ("name: \x00\n", "not valid YAML: .*special characters"),
