@@ -31,8 +31,8 @@ INFO = re.compile(r'(?P<language>python|sh|yaml|text)(?: title="(?P<title>[^"\n]
 OUTPUT = "output"
 STATUS = re.compile(r"exit status (\d+)")
 # What differs from run to run in what a command prints.
-VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|ms|minutes?|seconds?)\b|[0-9a-f]{12,}")
-PROGRESS = re.compile(r"ETA \d|\d gone\)")
+VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|ms|minutes?|seconds?|GB free)\b|[0-9a-f]{12,}")
+PROGRESS = re.compile(r"ETA \d|\d gone\)|^checking configs \d")
 
 # What is added to a command so that it takes seconds. Of keys that the command gives itself, the number of iterations alone.
 SHRINK = """#!{python}
@@ -45,7 +45,7 @@ tiny = {{"SOLVER.MAX_ITER": "4", "SOLVER.IMS_PER_BATCH": "2", "SOLVER.CHECKPOINT
 more = []
 if front and first == "train" and not stays & set(words):
     more = [word for key, value in tiny.items() if key not in words or key == "SOLVER.MAX_ITER" for word in (key, value)]
-elif front and first == "matrix" and "--help" not in words:
+elif front and first == "matrix" and not {{"plan", "--help"}} & set(words):
     more = [*(["--shorten"] if "--shorten" not in words else []), *(["--only", "*/seed 1"] if "run" in words else [])]
 elif not front and os.path.dirname(first) == "examples":
     more = ["--steps", "10"]
