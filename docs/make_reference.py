@@ -27,17 +27,21 @@ from hicl_d2.modeling import keys as model_keys  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 GENERATED = "<!-- Written by docs/make_reference.py: run `make reference` after a change of the code. -->\n"
+# What each command does, by its words after hicl, and the script of a checkout that has the same command line.
 COMMANDS = {
-    "projects/HiCL/train_net.py": "Train and evaluate one config.",
-    "projects/HiCL/predict.py": "Overlays and label maps for images of your own.",
-    "projects/HiCL/check_dataset.py": "Look at a data set before training on it.",
-    "projects/HiCL/inspect_components.py": "Look at the components of a model with a Hi-CL branch.",
-    "benchmark/run_matrix.py": "Train and compare many cells.",
-    "-m hicl_d2.data.prepare": "Turn official downloads into what the loaders read.",
-    "-m hicl_d2": "One command for all of these, `hicl`, also where the package is installed without a checkout.",
-    "-m hicl_d2 evaluate": "Score weights.",
-    "-m hicl_d2 configs": "The configs and matrices that come with the package.",
-    "-m hicl_d2 export": "A model for other runtimes.",
+    "": ("One command for all tools.", ""),
+    "train": ("Train and evaluate one config.", "projects/HiCL/train_net.py"),
+    "evaluate": ("Score weights.", ""),
+    "predict": ("Overlays and label maps for images of your own.", "projects/HiCL/predict.py"),
+    "check": ("Look at a data set before training on it.", "projects/HiCL/check_dataset.py"),
+    "inspect": (
+        "Look at the components of a model with a Hi-CL branch.",
+        "projects/HiCL/inspect_components.py",
+    ),
+    "matrix": ("Train and compare many cells.", "benchmark/run_matrix.py"),
+    "prepare": ("Turn official downloads into what the loaders read.", "-m hicl_d2.data.prepare"),
+    "configs": ("The configs and matrices that come with the package.", ""),
+    "export": ("A model for other runtimes.", ""),
 }
 TITLES = {
     "mask_former": "Mask2Former",
@@ -197,9 +201,9 @@ def commands_page() -> str:
         "All commands end with status 0 if all went well, 2 after one line on standard error that says what is wrong with what "
         "they were given, and 130 after Ctrl-C. `KEY VALUE` pairs at the end override the [config](config.md).\n",
     ]
-    for script, what in COMMANDS.items():
+    for word, (what, script) in COMMANDS.items():
         printed = subprocess.run(
-            [sys.executable, *script.split(), "--help"],
+            [sys.executable, "-m", "hicl_d2", *word.split(), "--help"],
             cwd=ROOT,
             env={**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
             capture_output=True,
@@ -208,9 +212,12 @@ def commands_page() -> str:
         ).stdout
         # The number of processes that a default names is this machine's.
         printed = re.sub(r"processes \[\d+\]", "processes [all cores]", printed)
-        shown = re.sub(r"^-m hicl_d2(?!\.)", "hicl", script)  # the same command
-        shown = shown if shown.startswith("hicl") else f"python {script}"
-        parts += [f"## `{shown}`\n", f"{what}\n", f"```text\n{printed.rstrip()}\n```\n"]
+        same = f" In a checkout `python {script}` is the same." if script else ""
+        parts += [
+            f"## `{f'hicl {word}'.strip()}`\n",
+            f"{what}{same}\n",
+            f"```text\n{printed.rstrip()}\n```\n",
+        ]
     return "\n".join(parts)
 
 

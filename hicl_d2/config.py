@@ -26,6 +26,8 @@ CUSTOM: KeyPath = ("DATASETS", "CUSTOM")
 TEXT_LISTS = {(imports.KEY,), ("TEST", "EVALUATORS"), ("TRACKING", "WRITERS")} | {
     ("DATASETS", f"{what}{split}") for what in ("", "PROPOSAL_FILES_") for split in ("TRAIN", "TEST")
 }
+# What the kinds of values are called in a message.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", list: "a list", tuple: "a list"}
 # What YAML calls keys that are text, and its key for merging a section in.
 TEXT_KEYS = ("str", "merge", "value")
 
@@ -336,7 +338,8 @@ def _set(cfg: CfgNode, path: KeyPath, value: Any, place: str) -> None:
             decoded = float(decoded)
         cfg.merge_from_list([key, decoded])
     except (ValueError, AssertionError, KeyError, OverflowError):
-        raise InputError(f"{place}: {key} must be a {type(before).__name__}, not {value!r:.80}") from None
+        wanted = KINDS.get(type(before), f"a {type(before).__name__}")
+        raise InputError(f"{place}: {key} must be {wanted}, not {value!r:.80}") from None
     kind = _kind_of_elements(path)
     if kind is not None and not all(isinstance(element, kind) for element in decoded or ()):
         hint = "; quote each of them" if kind == (str,) else ""

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.image_header import (
     EXIF_ORIENTATION,
     IMAGE_MODES,
@@ -324,9 +324,9 @@ def check_labels(labels: np.ndarray, num_classes: int, ignore_value: int, path: 
     wrong = (labels >= num_classes) & (labels != ignore_value)
     if wrong.any():
         values, counts = np.unique(labels[wrong], return_counts=True)
-        more = f" and {len(values) - 1} other values" if len(values) > 1 else ""
+        more = f" and {counted(len(values) - 1, 'other value')}" if len(values) > 1 else ""
         raise InputError(
-            f"{path}: label value {values[0]} ({counts[0]} pixels{more}) is outside the {num_classes} "
+            f"{path}: label value {values[0]} ({counted(counts[0], 'pixel')}{more}) is outside the {num_classes} "
             f"classes, 0 to {num_classes - 1}, and is not the ignored value {ignore_value}"
             f"{value_hint(values.tolist(), num_classes, ignore_value)}"
         )

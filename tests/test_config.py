@@ -65,7 +65,7 @@ def test_a_whole_number_and_an_exponent_will_do_for_a_float(tmp_path):
             r"config.yaml:3: unknown key MODEL.HICL.WINDOWZ; .* MODEL.HICL.WINDOWS\?",
         ),
         ("PURITY: [1]\n", r"config.yaml:1: unknown key PURITY; did you mean MODEL.HICL.PURITY\?"),
-        ("SOLVER:\n  BASE_LR: [1]\n", r"config.yaml:2: SOLVER.BASE_LR must be a float, not \[1\]"),
+        ("SOLVER:\n  BASE_LR: [1]\n", r"config.yaml:2: SOLVER.BASE_LR must be a number, not \[1\]"),
         ("MODEL: 5\n", r"config.yaml:1: MODEL is a section"),
         ("SEED:\n  A: 1\n", r"config.yaml:2: SEED.A: SEED holds a value"),
         ("MODEL:\n  X: [1\n y: }\n", r"config.yaml:\d+: not valid YAML"),

@@ -91,7 +91,7 @@ def test_label_map_of_16_bits_keeps_its_values(tmp_path: Path) -> None:
 def test_label_value_outside_the_classes_is_named() -> None:
     labels = np.array([[0, 12, 12], [40, 255, 10]], dtype=np.uint8)
     assert refusal(lambda: check_labels(labels, 11, 255, "x/y.png")) == (
-        "x/y.png: label value 12 (2 pixels and 1 other values) is outside the 11 classes, 0 to 10, "
+        "x/y.png: label value 12 (2 pixels and 1 other value) is outside the 11 classes, 0 to 10, "
         "and is not the ignored value 255"
     )
 

@@ -44,6 +44,11 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number and what it counts: "1 cell", "2 cells"; ``many`` where an s at the end does not make the plural."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of ``error`` as one line, also when a data loader's worker has wrapped it in a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -4,6 +4,7 @@ A tag that would run code, a key that is given twice and a document that grows w
 with file and line. Values are plain: numbers, text, lists, mappings; a date is text.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +121,10 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
         content = loader.construct_document(root) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
+        hint = _brace_hint(text, line)
+        raise InputError(
+            f"{path}:{line}: not valid YAML: {' '.join(str(error.problem).split())}{hint}"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -130,27 +134,35 @@ def read_yaml(path: Path, kind: str = CONFIG, *, text_keys: bool = False) -> Doc
     return Document(path, content, tuple(keys))
 
 
-def read_chain(name: str | Path) -> list[Document]:
-    """Return the documents of a config file and of those it is based on, the last base first, without their ``_BASE_``.
+def _brace_hint(text: str, line: int) -> str:
+    """Return what to do about a value such as ``{model}.yaml``, which YAML takes for a mapping; "" for any other line."""
+    written = text.split("\n")[line - 1 : line]
+    is_template = written and re.search(r":\s+\{\w+\}[^\s,}]", written[0])
+    return "; put a value that begins with a brace into quotes" if is_template else ""
 
-    ``name`` is a path or the name of a config of the project (:func:`hicl_d2.command.shipped.find`); so is a ``_BASE_``, which
-    is looked for beside its file first. Raises InputError as :func:`read_yaml` does, and for a chain that leads back to itself.
+
+def read_chain(name: str | Path, kind: str = CONFIG, *, text_keys: bool = False) -> list[Document]:
+    """Return the documents of a file and of those it is based on, the last base first, without their ``_BASE_``.
+
+    ``name`` is a path or the name of a file of the project of that ``kind`` (:func:`hicl_d2.command.shipped.find`); so is a
+    ``_BASE_``, which is looked for beside its file first. Raises InputError as :func:`read_yaml` does, and for a chain that
+    leads back to itself.
     """
     chain: list[Document] = []
     seen: set[Path] = set()
-    path = find(name)
+    path = find(name, kind)
     while True:
         seen.add(path.resolve())
-        document = read_yaml(path)
+        document = read_yaml(path, kind, text_keys=text_keys)
         base = document.content.pop(BASE_KEY, None)
         chain.append(document)
         if base is None:
             return chain[::-1]
         if not isinstance(base, str):
             raise InputError(
-                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one config file, not {base!r}"
+                f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one {kind}, not {base!r}"
             )
-        path = locate(base, folders=(path.parent,)) or path.parent / Path(base).expanduser()
+        path = locate(base, kind, folders=(path.parent,)) or path.parent / Path(base).expanduser()
         if path.resolve() in seen:
             raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
 

@@ -16,13 +16,13 @@ from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 if TYPE_CHECKING:
     from hicl_d2.contrast.attachment import Attachment
 
-__all__ = ["Contrast", "ContrastOutput", "step_seed", "zero_with_graph"]
+__all__ = ["Contrast", "ContrastOutput", "step_seed", "uncompiled", "zero_with_graph"]
 
 # Key of the step count in a state dict, below the contrast's own prefix.
 _STEPS = "steps"
 
 
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run ``function`` uncompiled under torch.compile, which breaks gradients that autograd functions make in buffers.
 
     `torch.compiler.disable` as a decorator would import the whole compiler together with this module.
@@ -106,7 +106,7 @@ class Contrast(nn.Module):
         self._attachment: Attachment | None = None
         self.diagnostics: dict[str, Tensor] = {}
 
-    @_uncompiled
+    @uncompiled
     def forward(
         self,
         features: Tensor,

@@ -85,5 +85,7 @@ def make_levels(
 
 def _per_window(name: str, values: Sequence[float], count: int) -> list[float]:
     if len(values) not in (1, count):
-        raise ValueError(f"{name} needs one value, or one for each of the {count} windows, not {len(values)}")
+        raise ValueError(
+            f"{name} needs one value, or as many as there are windows ({count}), not {len(values)}"
+        )
     return [float(value) for value in (list(values) * count if len(values) == 1 else values)]

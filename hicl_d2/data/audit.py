@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.contrast.fused import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
@@ -237,9 +237,11 @@ def _add(audit: Audit, record: dict[str, Any], facts: Facts) -> None:
     known = {*range(len(audit.classes)), audit.question.ignore_value}
     wrong = {value: count for value, count in facts.pixels.items() if value not in known}
     if wrong:
-        values = listing([f"{value} ({count} pixels)" for value, count in sorted(wrong.items())], 4)
+        values = listing(
+            [f"{value} ({counted(count, 'pixel')})" for value, count in sorted(wrong.items())], 4
+        )
         audit.faults.append(
-            f"{record['sem_seg_file_name']}: labels outside the {len(audit.classes)} classes: {values}"
+            f"{record['sem_seg_file_name']}: labels outside the {counted(len(audit.classes), 'class', 'classes')}: {values}"
             f"{value_hint(wrong, len(audit.classes), audit.question.ignore_value)}"
         )
     elif facts.label_mode and not known - {audit.question.ignore_value} & {*facts.pixels}:
@@ -249,23 +251,23 @@ def _add(audit: Audit, record: dict[str, Any], facts: Facts) -> None:
 def _judge(audit: Audit, records: Records) -> None:
     without = sum("sem_seg_file_name" not in record for record in records)
     if without:
-        audit.warnings.append(f"{without} of {len(records)} images have no label map")
+        audit.warnings.append(f"no label map for {without} of {counted(len(records), 'image')}")
     if not audit.classes:
         audit.faults.append(f"the data set {audit.name!r} names no classes (stuff_classes of its metadata)")
     if audit.dark:
         audit.warnings.append(
-            f"{len(audit.dark)} images of 16 bits are nearly black in 8 bits, the first is {audit.dark[0]}; scale them"
+            f"{counted(len(audit.dark), 'image of 16 bits is', 'images of 16 bits are')} nearly black in 8 bits, the first is "
+            f"{audit.dark[0]}; scale them"
         )
     if audit.label_modes["P"]:
         audit.warnings.append(
-            f"{audit.label_modes['P']} label maps are palette images: their indices are read, not their colours"
+            f"{counted(audit.label_modes['P'], 'label map is a palette image', 'label maps are palette images')}: indices are "
+            "read, not colours"
         )
     twins = [paths for paths in audit.contents.values() if len(paths) > 1]
     if twins:
-        audit.warnings.append(
-            f"{sum(map(len, twins)) - len(twins)} images occur twice, the first is {twins[0][0]}, again as "
-            f"{twins[0][1]}"
-        )
+        occur = counted(sum(map(len, twins)) - len(twins), "image occurs", "images occur")
+        audit.warnings.append(f"{occur} twice, the first is {twins[0][0]}, again as {twins[0][1]}")
 
 
 def judge_absent(audits: Sequence[Audit], training: Collection[str]) -> None:
@@ -285,10 +287,12 @@ def judge_absent(audits: Sequence[Audit], training: Collection[str]) -> None:
         others = [name for name in absent if name not in faults]
         if faults:
             audit.faults.append(
-                f"{len(faults)} classes have no pixel in the training data: {listing(faults, 6)}{hint}"
+                f"{counted(len(faults), 'class has', 'classes have')} no pixel in the training data: {listing(faults, 6)}{hint}"
             )
         if others:
-            audit.warnings.append(f"{len(others)} classes have no pixel: {listing(others, 6)}{hint}")
+            audit.warnings.append(
+                f"{counted(len(others), 'class has', 'classes have')} no pixel: {listing(others, 6)}{hint}"
+            )
 
 
 def find_shared(audits: Sequence[Audit]) -> list[str]:
@@ -304,8 +308,8 @@ def find_shared(audits: Sequence[Audit]) -> list[str]:
                 if shared:
                     first = Path(mine[shared[0]][0]).name, Path(theirs[shared[0]][0]).name
                     lines.append(
-                        f"{one.name} and {other.name}: {len(shared)} images have {kind}, the first {first[0]} "
-                        f"and {first[1]}"
+                        f"{one.name} and {other.name}: {counted(len(shared), 'image has', 'images have')} {kind}, the first "
+                        f"{first[0]} and {first[1]}"
                     )
                     break
     return lines

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hicl_d2.command.errors import counted
 from hicl_d2.data.audit import PURITIES, Audit
 
 # Faults and warnings of one data set that are shown; the JSON has them all.
@@ -59,12 +60,12 @@ def _dataset(audit: Audit) -> dict[str, Any]:
 def as_text(audit: Audit, purity: float) -> Iterator[str]:
     """Yield the lines of the report on one data set; ``purity`` is the threshold of the table by class."""
     question = audit.question
-    yield f"{audit.name}: {audit.images} images, {len(audit.classes)} classes"
+    yield f"{audit.name}: {counted(audit.images, 'image')}, {counted(len(audit.classes), 'class', 'classes')}"
     if audit.sizes:
         smallest, largest = min(audit.sizes), max(audit.sizes)
         common = ", ".join(f"{h} x {w} ({n})" for (h, w), n in audit.sizes.most_common(3))
         yield (
-            f"  sizes (height x width): {len(audit.sizes)} kinds, {smallest[0]} x {smallest[1]} to "
+            f"  sizes (height x width): {counted(len(audit.sizes), 'kind')}, {smallest[0]} x {smallest[1]} to "
             f"{largest[0]} x {largest[1]}; most often {common}"
         )
         modes = ", ".join(f"{mode or 'none'} ({count})" for mode, count in audit.label_modes.items())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, counted, listing, nearest
 from hicl_d2.command.files import check_regular
 from hicl_d2.data.names import digest
 
@@ -261,7 +261,7 @@ def _unroll(code: dict[str, Any], size: Size, name: str) -> np.ndarray:
         raise InputError(f"{name}: a segmentation cannot be read: no run lengths are {counts!r:.80}")
     if sum(lengths) != math.prod(size):
         raise InputError(
-            f"{name}: a segmentation cannot be read: its run lengths are {sum(lengths)} pixels, the image has "
+            f"{name}: a segmentation cannot be read: its run lengths are {counted(sum(lengths), 'pixel')}, the image has "
             f"{math.prod(size)}"
         )
     values = np.arange(len(lengths)) % 2 == 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, counted, listing, nearest
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.coco import draw_coco, read_coco
@@ -164,7 +164,9 @@ def _source(
             f"the data set {name!r}: label_format is {label_format!r}; it is auto, {', '.join(KINDS)}"
         )
     if colours and len(colours) != len(classes):
-        raise InputError(f"the data set {name!r} has {len(classes)} classes and {len(colours)} colours")
+        raise InputError(
+            f"the data set {name!r} has {counted(len(classes), 'class', 'classes')} and {counted(len(colours), 'colour')}"
+        )
     if background and background not in classes:
         raise InputError(
             f"the data set {name!r}: the background {background!r} is no class{nearest(background, classes)}"
@@ -325,7 +327,7 @@ def _load_coco(source: _Source) -> Records:
     missing = [str(image.path) for image in images if not image.path.is_file()]
     if missing:
         raise InputError(
-            f"{source.labels}: {len(missing)} of {len(images)} images are missing, the first is {missing[0]}"
+            f"{source.labels}: no file for {len(missing)} of {counted(len(images), 'image')}, the first is {missing[0]}"
         )
     cache = _cache(source, [source.classes, source.background, source.ignore])
     items = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.reading import read_label_colours
 
 Colour = tuple[int, int, int]
@@ -51,10 +51,13 @@ class ColourMap:
             others = len(np.unique(codes[wrong])) - 1
             colour = tuple(rgb[row, column].tolist())
             same = int((codes == codes[row, column]).sum())
-            more = f"; {others} other unknown colours on {int(wrong.sum()) - same} pixels" if others else ""
+            further = (
+                f"{counted(others, 'other unknown colour')} on {counted(int(wrong.sum()) - same, 'pixel')}"
+            )
+            more = f"; {further}" if others else ""
             raise InputError(
-                f"{path}: the colour {colour} at row {row}, column {column} ({same} pixels{more}) is no class's; add "
-                "it to the colours, or to the ignored ones"
+                f"{path}: the colour {colour} at row {row}, column {column} ({counted(same, 'pixel')}{more}) is no class's; "
+                "add it to the colours, or to the ignored ones"
             )
         return numbers.astype(np.uint8)
 

@@ -5,7 +5,7 @@ A record's label map rides along as "sem_seg", which a semantic head and the bra
 
 from typing import Any
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.d2.projects import original
@@ -54,14 +54,15 @@ def check_instances(name: str, records: Records, cfg: CfgNode) -> None:
     if without and reads_label_maps(cfg):
         reader = base if base == "PanopticFPN" else "Hi-CL"
         raise InputError(
-            f"the data set {name!r}: {len(without)} of {len(records)} images have no label map (sem_seg_file_name), which "
-            f"{reader} trains with; the first is {without[0]['file_name']}"
+            f"the data set {name!r}: no label map (sem_seg_file_name) for {len(without)} of {counted(len(records), 'image')}, "
+            f"and {reader} trains with; the first is {without[0]['file_name']}"
         )
     things = MetadataCatalog.get(name).get("thing_classes") or []
     section = cfg.MODEL.RETINANET if base == "RetinaNet" else cfg.MODEL.ROI_HEADS
     key = "MODEL.RETINANET" if base == "RetinaNet" else "MODEL.ROI_HEADS"
     if base in ("PanopticFPN", "GeneralizedRCNN", "RetinaNet") and len(things) != section.NUM_CLASSES:
         raise InputError(
-            f"the data set {name!r} has {len(things)} classes of things, but {key}.NUM_CLASSES is {section.NUM_CLASSES}; "
+            f"the data set {name!r} has {counted(len(things), 'class', 'classes')} of things, but {key}.NUM_CLASSES is "
+            f"{section.NUM_CLASSES}; "
             f"set {key}.NUM_CLASSES to {len(things)}"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, counted, listing, nearest
 from hicl_d2.data.formats import Colour, ColourMap
 from hicl_d2.data.prepare.plan import Item
 from hicl_d2.reading import (
@@ -89,7 +89,7 @@ def _pairs(
         pairs = list(zip(label_values, classes, strict=False))
         if len(label_values) != len(classes):
             raise InputError(
-                f"the data set {name!r} has {len(classes)} classes and {len(label_values)} LABEL_VALUES"
+                f"the data set {name!r} has {counted(len(classes), 'class', 'classes')} and {len(label_values)} LABEL_VALUES"
             )
     return [(_whole(name, value), target) for value, target in pairs]
 
@@ -184,9 +184,9 @@ class LabelReader:
         result = numbers[labels]
         if (result < 0).any():
             values, counts = np.unique(labels[result < 0], return_counts=True)
-            more = f" and {len(values) - 1} other values" if len(values) > 1 else ""
+            more = f" and {counted(len(values) - 1, 'other value')}" if len(values) > 1 else ""
             raise InputError(
-                f"{path}: label value {values[0]} ({counts[0]} pixels{more}) is no class's; known are "
+                f"{path}: label value {values[0]} ({counted(counts[0], 'pixel')}{more}) is no class's; known are "
                 f"{', '.join(map(str, sorted(self.values)))} (LABEL_VALUES, IGNORE)"
             )
         return result.astype(np.uint8)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 
 # The most characters of a name: it stands in tables, in file names and beside pictures.
 LONGEST = 120
@@ -40,7 +40,9 @@ def checked_name(name: Any, place: str) -> str:
     if any(unicodedata.category(character) in _BREAKING for character in text):
         raise InputError(f"{place} is {text!r}: a name holds no line breaks and no control characters")
     if len(text) > LONGEST:
-        raise InputError(f"{place} has {len(text)} characters ({text[:20]}...); a name has up to {LONGEST}")
+        raise InputError(
+            f"{place} has {counted(len(text), 'character')} ({text[:20]}...); a name has up to {LONGEST}"
+        )
     return text
 
 

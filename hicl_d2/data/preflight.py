@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
@@ -199,7 +199,7 @@ def _check_labelled(name: str, records: Records, cfg: CfgNode, *, train: bool) -
             else "leave them out, or predict alone (TEST.SUBMISSION True)"
         )
         raise InputError(
-            f"the data set {name!r}: {len(without)} of {len(records)} images have no label map, the first is "
+            f"the data set {name!r}: no label map for {len(without)} of {counted(len(records), 'image')}, the first is "
             f"{without[0]['file_name']}; {cure}"
         )
 

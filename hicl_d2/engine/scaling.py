@@ -3,7 +3,7 @@
 import logging
 
 from hicl_d2.command.console import console
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.d2.config import CfgNode
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     changes = [f"{key.partition('.')[2]} {old} -> {new}" for key, old, new in values if old != new]
     solver = cfg.SOLVER
     said = (
-        f"scaled from {solver.REFERENCE_WORLD_SIZE} processes to {processes} (SOLVER.SCALE_BY {solver.SCALE_BY}): "
+        f"scaled from {counted(solver.REFERENCE_WORLD_SIZE, 'process', 'processes')} to {processes} "
+        f"(SOLVER.SCALE_BY {solver.SCALE_BY}): "
         f"{', '.join(changes)}"
     )
     console.say(said)

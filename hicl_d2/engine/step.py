@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.utils import comm, get_event_storage, seed_all_rng
 from hicl_d2.modeling.memory_format import like
@@ -231,7 +231,7 @@ def _parts(data: Any, count: int) -> list[Any]:
     size, rest = divmod(len(data), count)
     if rest or not size:
         raise InputError(
-            f"a process has {len(data)} images of a batch, which SOLVER.ACCUMULATE {count} cannot divide evenly"
+            f"a process has {counted(len(data), 'image')} of a batch, which SOLVER.ACCUMULATE {count} cannot divide evenly"
         )
     return [data[first : first + size] for first in range(0, len(data), size)]
 

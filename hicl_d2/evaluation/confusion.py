@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 
 # Label maps of one byte are counted value by value, without a pass that looks for the ignored ones.
 BYTE_VALUES = 256
@@ -93,7 +93,7 @@ class ConfusionMatrix:
 
     def _out_of_range(self, value: int, pixels: int) -> InputError:
         return InputError(
-            f"label value {value} ({pixels} pixels) is none of the classes 0..{self.num_classes - 1} "
+            f"label value {value} ({counted(pixels, 'pixel')}) is none of the classes 0..{self.num_classes - 1} "
             f"and not the ignored value {self.ignore_value}; correct the label map or the list of classes"
         )
 

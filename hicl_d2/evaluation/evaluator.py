@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -119,7 +119,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             if len(scores) != len(self.class_names):
                 known = len(self.class_names)
                 raise InputError(
-                    f"the model predicts {len(scores)} classes and {self.dataset_name} has {known}; "
+                    f"the model predicts {counted(len(scores), 'class', 'classes')} and {self.dataset_name} has {known}; "
                     f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {known}"
                 )
             prediction = predicted_classes(scores)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hicl_d2.command.console import Console
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import write_json
 from hicl_d2.harness import TRAIN_SCRIPT
 from hicl_d2.harness.cells import Cell
@@ -44,10 +44,10 @@ class Checked:
         found = []
         for reason, cells in self.broken.items():
             groups = list(dict.fromkeys("/".join(filter(None, cell.group)) for cell in cells))
-            more = f" and {len(groups) - 1} more configs" if len(groups) > 1 else ""
-            found.append(f"{groups[0]}{more} cannot run ({len(cells)} cells): {reason}")
+            more = f" and {counted(len(groups) - 1, 'more config')}" if len(groups) > 1 else ""
+            found.append(f"{groups[0]}{more} cannot run ({counted(len(cells), 'cell')}): {reason}")
         rest = len(found) - SHOWN_LINES
-        return [*found[:SHOWN_LINES], f"and {rest} more reasons"] if rest > 0 else found
+        return [*found[:SHOWN_LINES], f"and {counted(rest, 'more reason')}"] if rest > 0 else found
 
 
 def is_asked(script: Path) -> bool:

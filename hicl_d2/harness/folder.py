@@ -26,6 +26,8 @@ ATTEMPTS_FOLDER = "attempts"
 HEARTBEAT_FILE = "heartbeat"
 LOCK_FILE = ".cell.lock"
 ATTEMPT_FILE = re.compile(r"[0-9]{4,9}\.json")
+# What an attempt's state says when it is over.
+ENDED = "ended"
 SCHEMA = 2
 # The schema whose identity had neither defaults nor the content of weights.
 OLD_SCHEMA = 1
@@ -270,7 +272,7 @@ def end_attempt(
     """Record how an attempt ended: no status, no failure and no result means that it was stopped."""
     ending = {"kind": failure.kind, "message": failure.message} if failure else None
     attempt |= {
-        "state": "ended",
+        "state": ENDED,
         "ended": now(),
         "seconds": round(seconds, 3),
         "status": status,

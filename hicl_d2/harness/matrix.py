@@ -13,7 +13,7 @@ from typing import Any
 from hicl_d2.command import imports
 from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.identity import MISSING, WEIGHTS_KEY, config_digest, weights_content
-from hicl_d2.command.safe_yaml import read_yaml
+from hicl_d2.command.safe_yaml import BASE_KEY, Document, read_chain
 from hicl_d2.command.shipped import MATRIX, locate
 from hicl_d2.harness import ROOT
 from hicl_d2.harness.cells import AXES, Cell, Resources
@@ -115,28 +115,31 @@ class Matrix:
 
 
 def read_matrix(path: Path, shorten: bool = False, known: Contents | None = None) -> Matrix:
-    """Read a matrix file. Its configs are paths from its own folder or from the current one, or names of the project's.
+    """Read a matrix file and those it is based on. Their configs are paths from their own folders or from the current one, or
+    names of the project's.
 
     ``shorten`` puts the file's ``shorten`` overrides on top of every cell; ``known`` are contents noted before, for what is
     not on this machine. Raises InputError, in one line, for anything
     that does not fit; cells that cannot run here have an ``obstacle``.
     """
-    content = read_yaml(path, MATRIX, text_keys=True).content
-    check_keys(content, KEYS, str(path))
+    chain = read_chain(path, MATRIX, text_keys=True)
+    content, places = _merged(chain)
     for key in ("name", "methods", "seeds"):
         if not content.get(key):
             raise InputError(f"{path}: {key} is missing")
     name = check_name(read_text(content, "name", str(path)), f"{path}: name")
     axes = [
-        read_axis(content.get(key), f"{path}: {key}", axis) for axis, key in zip(AXES, AXIS_KEYS, strict=True)
+        read_axis(content.get(key), f"{places.get(key, path)}: {key}", axis)
+        for axis, key in zip(AXES, AXIS_KEYS, strict=True)
     ]
-    extra = _shorten(content, path) if shorten else {}
-    builder = _Builder(path, read_point("", content, str(path)), extra, known or Contents())
-    seeds = _seeds(content["seeds"], path)
+    extra = _shorten(chain, path) if shorten else {}
+    builder = _Builder(chain, extra, known or Contents())
+    seeds = _seeds(content["seeds"], places["seeds"])
     cells = [builder.cell(points, seed) for points in itertools.product(*axes) for seed in seeds]
-    cells = _excluded(cells, content.get("exclude"), path)
+    cells = _excluded(cells, content.get("exclude"), places.get("exclude", path))
     cells += [
-        builder.cell(points, seed) for points, seed in _included(content.get("include"), seeds, axes, path)
+        builder.cell(points, seed)
+        for points, seed in _included(content.get("include"), seeds, axes, places.get("include", path))
     ]
     if not cells:
         raise InputError(f"{path}: exclude leaves no cell")
@@ -144,20 +147,39 @@ def read_matrix(path: Path, shorten: bool = False, known: Contents | None = None
     return Matrix(
         path,
         name,
-        _baseline(content.get("baseline"), cells, path),
+        _baseline(content.get("baseline"), cells, places.get("baseline", path)),
         tuple(cells),
-        **_report(content.get("report"), cells, path),
+        **_report(content.get("report"), cells, places.get("report", path)),
         contents=builder.contents,
     )
 
 
-class _Builder:
-    """Builds the cells of a matrix; reads a file that many of them share once."""
+def _merged(chain: Sequence[Document]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the keys of a file and its bases, and the file that each is from: a file's own key takes its base's place.
 
-    def __init__(self, path: Path, top: Point, extra: Mapping[str, Any], known: Contents) -> None:
+    A name is a file's own, as its results are. What :func:`read_point` reads is not merged here: of overrides, words and
+    resources each key counts by itself.
+    """
+    content: dict[str, Any] = {}
+    places: dict[str, Path] = {}
+    for document in chain:
+        check_keys(document.content, (*KEYS, BASE_KEY), str(document.path))
+        content.pop("name", None)
+        for key, value in document.content.items():
+            both = key == "report" and isinstance(value, dict) and isinstance(content.get(key), dict)
+            content[key] = {**content[key], **value} if both else value
+            places[key] = document.path
+    return content, places
+
+
+class _Builder:
+    """Builds the cells of a matrix, given by its file and those it is based on; reads what many of them share once."""
+
+    def __init__(self, chain: Sequence[Document], extra: Mapping[str, Any], known: Contents) -> None:
         self.contents = Contents()
-        self._path = path
-        self._top = top
+        self._path = chain[-1].path
+        self._folders = [document.path.parent for document in reversed(chain)]
+        self._tops = [read_point("", document.content, str(document.path)) for document in chain]
         self._extra = extra
         self._known = known
         self._defaults = defaults()
@@ -173,7 +195,7 @@ class _Builder:
         config = self._config(points, names)
         overrides: dict[str, Any] = {}
         resources: dict[str, Any] = {}
-        for point in (self._top, *points):
+        for point in (*self._tops, *points):
             overrides.update(point.overrides)
             resources.update(point.resources)
         overrides.update(self._extra)
@@ -233,19 +255,19 @@ class _Builder:
         return {name: known[name] for name in names if name in known} if isinstance(names, list) else {}
 
     def _config(self, points: Sequence[Point], names: dict[str, str]) -> Path:
-        templates = [point.config for point in (self._top, *points) if point.config is not None]
+        templates = [point.config for point in (*self._tops, *points) if point.config is not None]
         if not templates:
             named = "/".join(filter(None, names.values()))
             raise InputError(f"{self._path}: no config for {named}; give the matrix a config")
         words = dict(names)
-        for point in (self._top, *points):
+        for point in (*self._tops, *points):
             words.update(point.words)
         name = self._filled(templates[-1], words)
         if name not in self._paths:
             is_ours = self._path.absolute().is_relative_to(
                 ROOT
             )  # its configs are ours, whatever lies in the current folder
-            places = () if is_ours else (self._path.parent, Path())
+            places = () if is_ours else (*self._folders, Path())
             self._paths[name] = (locate(name, folders=places) or ROOT / name).absolute()
         return self._paths[name]
 
@@ -260,7 +282,7 @@ class _Builder:
 
     def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
         """Return the fingerprint of a data set and why it cannot be used here."""
-        names = tuple(name for point in (self._top, *points) for name in point.data)
+        names = tuple(name for point in (*self._tops, *points) for name in point.data)
         if not names:
             return "", None
         if dataset not in self._data_obstacles:
@@ -280,12 +302,15 @@ def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def _shorten(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if not content.get("shorten"):
+def _shorten(chain: Sequence[Document], path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for document in chain:
+        found.update(read_overrides(document.content.get("shorten"), f"{document.path}: shorten"))
+    if not found:
         raise InputError(
             f"{path} has no shorten: give it overrides (SOLVER.MAX_ITER, ...) or run without --shorten"
         )
-    return read_overrides(content["shorten"], f"{path}: shorten")
+    return found
 
 
 def _seeds(content: Any, path: Path | str) -> list[int]:

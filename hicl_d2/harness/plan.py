@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.errors import counted
 from hicl_d2.harness import folder as files
 from hicl_d2.harness import weights
 from hicl_d2.harness.cells import Cell
@@ -117,7 +118,7 @@ def describe(
         f"{workspace.matrix.name} ({workspace.matrix.path}) in {workspace.output}",
         _counts(workspace, to_run),
     ]
-    lines += [f"{text} ({count} cells)" for text, count in workspace.obstacles().items()]
+    lines += [f"{text} ({counted(count, 'cell')})" for text, count in workspace.obstacles().items()]
     lines += weights.describe(workspace.needed(retry))
     lines += [*workspace.notes(), *checked]
     if list_cells or len(cells) <= LISTED_CELLS:
@@ -131,7 +132,7 @@ def _counts(workspace: Workspace, to_run: set[str]) -> str:
     names = [files.DONE, files.FAILED, files.RUNNING, files.QUEUED, files.STOPPED, files.BLOCKED]
     names += [files.STALE, files.DAMAGED]
     found = [f"{counts[name]} {name}" for name in names if counts[name]]
-    return f"{len(workspace.cells)} cells: {', '.join([*found, f'{len(to_run)} to run'])}"
+    return f"{counted(len(workspace.cells), 'cell')}: {', '.join([*found, f'{len(to_run)} to run'])}"
 
 
 def _mark(state: State, runs: bool) -> str:
@@ -166,7 +167,8 @@ def _sums(workspace: Workspace, to_run: set[str], estimates: Estimates) -> Itera
         what = f"{gpu_hours:.3g} GPU hours, {disk:.3g} GB of disk" if known else "GPU hours and disk unknown"
         yield f"estimate: {what} ({free:.0f} GB free)"
         if unknown:
-            yield f"without {unknown} cells that nothing is known of: plan --probe trains ten iterations of each kind"
+            kinds = "plan --probe trains ten iterations of each kind"
+            yield f"without {counted(unknown, 'cell')} that nothing is known of: {kinds}"
 
 
 def _free_space(folder: Path) -> int:

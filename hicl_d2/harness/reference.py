@@ -34,5 +34,5 @@ def published(matrix: Matrix) -> "pd.DataFrame":
     frame = read_reference()
     frame = frame[frame["dataset"].isin({cell.dataset for cell in matrix.cells})].copy()
     frame["value"] = frame["value"].map("{:.2f}".format)
-    frame["method"] = frame["method"].fillna("")
+    frame["method"] = frame["method"].astype(object).fillna("")
     return frame.reset_index(drop=True)

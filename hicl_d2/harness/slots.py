@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.harness.cells import Resources
 from hicl_d2.harness.environment import visible_gpus
 
@@ -103,7 +103,7 @@ class Slots:
         """Raise InputError for a cell that fits no slot of this machine."""
         if self._gpus and needs.gpus > len(self._gpus):
             raise InputError(
-                f"{name} needs {needs.gpus} GPUs and {len(self._gpus)} are to be used; see --gpus"
+                f"{name} needs {counted(needs.gpus, 'GPU')} and {counted(len(self._gpus), 'is', 'are')} to be used; see --gpus"
             )
         largest = max((gpu.memory_gb for gpu in self._gpus), default=ALL)
         if needs.gpus and needs.memory_gb > largest:

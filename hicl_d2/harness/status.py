@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from hicl_d2.command.console import duration
+from hicl_d2.command.errors import counted
 from hicl_d2.command.live import bar
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
@@ -33,7 +34,7 @@ def describe(workspace: Workspace, *, bars: bool = False) -> str:
     if len(cells) > MOST_ROWS:
         cells = tuple(workspace.in_state(*ALWAYS_SHOWN))
     rows = [_row(cell, workspace.states[cell.slug], workspace.output) for cell in cells[:MOST_ROWS]]
-    lines = [f"{workspace.matrix.name}: {len(workspace.cells)} cells, {summary}"]
+    lines = [f"{workspace.matrix.name}: {counted(len(workspace.cells), 'cell')}, {summary}"]
     lines += workspace.notes()
     if rows:
         headings: tuple[str, ...] = HEADINGS

@@ -131,7 +131,7 @@ class Training:
         except InputError as error:
             return Failure(NO_RESULT, str(error))
         if self._is_late:
-            return Failure(TIME_OUT, f"it took longer than {self.cell.resources.timeout_hours:g} hours")
+            return Failure(TIME_OUT, f"it took longer than {self.cell.resources.timeout_hours:g} h")
         if self._is_stopped:
             return None
         end = tail(self._errors, self._errors_before).decode("utf-8", "replace")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hicl_d2.command.console import Console
-from hicl_d2.command.errors import InputError, nearest_or_known
+from hicl_d2.command.errors import InputError, counted, nearest_or_known
 from hicl_d2.command.files import occupied
 from hicl_d2.command.interrupts import Interrupted
 from hicl_d2.harness import checks, clean, plan, status, weights
@@ -116,10 +116,14 @@ def _check_obstacles(workspace: Workspace) -> None:
     """Raise InputError if a chosen cell cannot run here: nothing is started before all can be finished."""
     obstacles = workspace.obstacles()
     if obstacles:
-        more = f" and {len(obstacles) - 1} more obstacles (plan lists them)" if len(obstacles) > 1 else ""
+        more = (
+            f" and {counted(len(obstacles) - 1, 'more obstacle')} (plan lists them)"
+            if len(obstacles) > 1
+            else ""
+        )
         text, count = next(iter(obstacles.items()))
         raise InputError(
-            f"{workspace.matrix.path}: {text} ({count} cells){more}; choose other cells with --only, or exclude them"
+            f"{workspace.matrix.path}: {text} ({counted(count, 'cell')}){more}; choose other cells with --only, or exclude them"
         )
 
 
@@ -127,7 +131,7 @@ def _check_older_scheme(workspace: Workspace, retry: list[str]) -> None:
     """Raise InputError if a chosen cell has a folder whose identity cannot be compared, unless it is to be trained anew."""
     older = workspace.of_older_scheme()
     if older and STALE not in retry:
-        raise InputError(f"{workspace.earlier[older[0].slug].text} ({len(older)} cells)")
+        raise InputError(f"{workspace.earlier[older[0].slug].text} ({counted(len(older), 'cell')})")
 
 
 def _check_configs(
@@ -161,14 +165,15 @@ def _left_out(
         console.say(line)
     if broken and not options.skip_broken:
         raise InputError(
-            f"{len(broken)} cells cannot run, for {len(checked.broken)} reasons; nothing was started: put them right, or "
+            f"{counted(len(broken), 'cell')} cannot run, for {counted(len(checked.broken), 'reason')}; nothing was started: "
+            "put them right, or "
             "run the other cells with --skip-broken"
         )
     if options.skip_broken:
         needed = workspace.needed(options.retry)
         absent = weights.missing(needed)
         for text, count in workspace.obstacles().items():
-            console.say(f"{text} ({count} cells)")
+            console.say(f"{text} ({counted(count, 'cell')})")
         for text in absent.values():
             console.say(text)
         broken += [c for c in needed if c.obstacle is not None or c.resolved.get(weights.KEY) in absent]
@@ -183,7 +188,7 @@ def _labels(workspace: Workspace) -> dict[str, str]:
 def _say_kept(workspace: Workspace, labels: dict[str, str], console: Console) -> None:
     done = workspace.in_state(files.DONE)
     if len(done) > plan.LISTED_CELLS:
-        console.say(f"{len(done)} cells are done and kept")
+        console.say(f"{counted(len(done), 'cell is', 'cells are')} done and kept")
     else:
         for cell in done:
             console.say(f"{labels[cell.slug]}: kept, {headline(workspace.states[cell.slug].result or {})}")
@@ -208,7 +213,7 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
     again = [cell for cell in failed if cell.slug not in outcome.failed]
     if again:
         console.say(
-            f"{len(again)} cells failed in an earlier run and were left; --retry failed tries them again"
+            f"{counted(len(again), 'cell')} failed in an earlier run, left as found; --retry failed tries again"
         )
     is_whole = len(workspace.in_state(files.DONE)) == len(workspace.cells)
     if workspace.in_state(files.DAMAGED):
@@ -303,7 +308,9 @@ def clean_verb(options: Namespace, console: Console, signals: Signals) -> int:
         if options.dry_run or not found:
             console.show(f"{total:.3g} GB to gain")
             return 0
-        if not options.yes and not _agrees(f"remove these {len(found)} files and folders ({total:.3g} GB)?"):
+        if not options.yes and not _agrees(
+            f"remove what is listed, {counted(len(found), 'file or folder', 'files and folders')} ({total:.3g} GB)?"
+        ):
             raise InputError("nothing was removed; --yes removes what is listed without asking")
         for path in found:
             clean.remove(path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hicl_d2.command.address import DOWNLOAD, ZOO, check_address, checksum, is_address, local_file, place_of
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.harness.cells import Cell
 
 KEY = "MODEL.WEIGHTS"
@@ -68,7 +68,7 @@ def missing(cells: Iterable[Cell]) -> dict[str, str]:
 
 def describe(cells: Iterable[Cell]) -> list[str]:
     """Return a line for each of the weights that are not here."""
-    return [f"{need.text} ({need.cells} cells)" for need in needs(cells)]
+    return [f"{need.text} ({counted(need.cells, 'cell')})" for need in needs(cells)]
 
 
 def check(cells: Iterable[Cell]) -> None:
@@ -76,4 +76,4 @@ def check(cells: Iterable[Cell]) -> None:
     missing = [need for need in needs(cells) if need.is_missing]
     if missing:
         more = f" and {len(missing) - 1} more weights (plan lists them)" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0].text} ({missing[0].cells} cells){more}")
+        raise InputError(f"{missing[0].text} ({counted(missing[0].cells, 'cell')}){more}")

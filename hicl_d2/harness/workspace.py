@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import write_json
 from hicl_d2.command.identity import MISSING
 from hicl_d2.command.shipped import MATRIX, find
@@ -66,7 +66,7 @@ class Workspace:
     def notes(self) -> list[str]:
         """Return a line for each kind of chosen cell that is stale or damaged: how many, why, and what becomes of it."""
         kinds = Counter(self.earlier[cell.slug].text for cell in self.in_state(files.STALE))
-        lines = [f"{text} ({count} cells)" for text, count in kinds.items()]
+        lines = [f"{text} ({counted(count, 'cell')})" for text, count in kinds.items()]
         return lines + [self.states[cell.slug].note for cell in self.in_state(files.DAMAGED)]
 
     def of_older_scheme(self) -> list[Cell]:

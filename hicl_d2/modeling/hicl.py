@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.contrast import Contrast, attach
+from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.taps import SIDES, find_module
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import META_ARCH_REGISTRY
@@ -185,7 +186,7 @@ class LossHooks:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "step": None}
 
-    @torch.compiler.disable
+    @uncompiled
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Upload the labels before the model has work on the device, which a copy from the host would wait for."""
         if not model.training:
@@ -198,7 +199,7 @@ class LossHooks:
         labels = [upload_labels(label, device) for label in _labels(inputs)] if is_on else []
         self.step = labels, is_on, iteration
 
-    @torch.compiler.disable
+    @uncompiled
     def after(self, model: nn.Module, args: tuple[Any, ...], losses: Any) -> Any:
         """Return the losses with the branch's among them, and log its diagnostics when it is their turn."""
         if not model.training or self.step is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from hicl_d2.command.address import masked
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import read_json, write_json
 from hicl_d2.command.git import git_state
 from hicl_d2.command.identity import MISSING, Identity, flat_values, identity_of
@@ -204,7 +204,7 @@ def _check_same_run(folder: Path, before: Mapping[str, Any], config: dict[str, A
         return
     shown = ", ".join(_difference(key, before, config) for key in changed[:SHOWN_DIFFERENCES])
     rest = len(changed) - SHOWN_DIFFERENCES
-    more = f" and {rest} more keys differ" if rest > 0 else ""
+    more = f" and {counted(rest, 'more key differs', 'more keys differ')}" if rest > 0 else ""
     raise InputError(
         f"{folder} holds a different run: {shown}{more}; choose another OUTPUT_DIR (--resume goes on with "
         "the same config alone)"
@@ -253,7 +253,7 @@ def changes_on_resume(
     known_images = manifest.get("images") or images
     if images != known_images:
         raise InputError(
-            f"the training data of {cfg.OUTPUT_DIR} had {known_images} images when the run began and have "
+            f"the training data of {cfg.OUTPUT_DIR} had {counted(known_images, 'image')} when the run began and have "
             f"{images} now; restore them, or start anew in another OUTPUT_DIR"
         )
     other_data = _other_data(manifest, cfg, data or {})
@@ -264,13 +264,14 @@ def changes_on_resume(
     if processes != started:
         if not same_schedule(cfg, started, processes):
             raise InputError(
-                f"the run in {cfg.OUTPUT_DIR} was started on {started} processes and SOLVER.REFERENCE_WORLD_SIZE "
+                f"the run in {cfg.OUTPUT_DIR} was started on {counted(started, 'process', 'processes')} and "
+                "SOLVER.REFERENCE_WORLD_SIZE "
                 f"with SOLVER.SCALE_BY {cfg.SOLVER.SCALE_BY} ties its schedule to their number; resume it on {started}, not on "
                 f"{processes}"
             )
         named.append(
-            f"{started} processes there and {processes} here (the images and their order are the same; what a "
-            "process draws at random, and the order of sums, are not)"
+            f"{counted(started, 'process', 'processes')} there and {processes} here (the images and their "
+            "order are the same; what a process draws at random, and the order of sums, are not)"
         )
     known_device = manifest.get("device") or device
     if device != known_device:

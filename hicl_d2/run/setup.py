@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hicl_d2.command.address import check_address, is_address, local_file
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, counted, listing, nearest
 from hicl_d2.command.files import check_regular, check_writable
 from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
@@ -66,7 +66,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         raise InputError(
             f"SOLVER.RESCALE_INTERVAL leaves nothing after SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} of SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER} iterations; warm up for fewer"
+            f"{counted(solver.MAX_ITER, 'iteration')}; warm up for fewer"
         )
     _allow_open_files(cfg.DATALOADER.NUM_WORKERS)
     processes = count(args)
@@ -77,7 +77,7 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
     share = solver.IMS_PER_BATCH // processes
     if not args.eval_only and share % solver.ACCUMULATE and not solver.REFERENCE_WORLD_SIZE:
         raise InputError(
-            f"a process has {share} images of a batch, which SOLVER.ACCUMULATE {solver.ACCUMULATE} cannot divide "
+            f"a process has {counted(share, 'image')} of a batch, which SOLVER.ACCUMULATE {solver.ACCUMULATE} cannot divide "
             "evenly"
         )
     if not cfg.DATASETS.TEST and args.eval_only:
@@ -164,7 +164,7 @@ def resolve_device(cfg: CfgNode) -> str:
     found = torch.cuda.device_count()
     if (device.index or 0) >= found:
         raise InputError(
-            f"MODEL.DEVICE is {name}, but this machine has {found} GPUs, cuda:0 to cuda:{found - 1}"
+            f"MODEL.DEVICE is {name}, but this machine has {counted(found, 'GPU')}, cuda:0 to cuda:{found - 1}"
         )
     return name
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from hicl_d2.command.console import console, counter
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import atomic_open, check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.data import MetadataCatalog
@@ -69,14 +69,15 @@ def main(args: Namespace) -> bool:
         _draw(audit, output / f"{file_stem(audit.name)}.png", args.pictures)
     console.show(f"report: {output / 'audit.json'}; pictures beside it")
     faults = sum(len(audit.faults) for audit in audits)
-    console.show("no faults" if not faults else f"{faults} faults: training would go wrong")
+    console.show("no faults" if not faults else f"{counted(faults, 'fault')}: training would go wrong")
     return not faults
 
 
 def _compare_with_model(audit: Audit, num_classes: int, ignore_value: int) -> None:
     if audit.classes and len(audit.classes) != num_classes:
         audit.faults.append(
-            f"the data set has {len(audit.classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
+            f"the data set has {counted(len(audit.classes), 'class', 'classes')}, but "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
         )
     if audit.question.ignore_value != ignore_value:
         audit.faults.append(
@@ -103,7 +104,7 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
     pixels = audit.class_pixels()
     shares = (pixels / max(int(pixels.sum()), 1)).tolist()
     colours = MetadataCatalog.get(audit.name).get("stuff_colors") or palette(len(audit.classes))
-    title = f"{audit.name}: {audit.images} images"
+    title = f"{audit.name}: {counted(audit.images, 'image')}"
     sheet = contact_sheet(
         title,
         samples,

@@ -8,6 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from hicl_d2.command.console import console
+from hicl_d2.command.downloads import prepare_arguments
 from hicl_d2.command.extras import check_extra
 from hicl_d2.tools.arguments import (
     Words,
@@ -93,9 +94,10 @@ def matrix(arguments: Words = None, prog: str = "hicl matrix") -> int:
 
 def prepare(arguments: Words = None, prog: str = "hicl prepare") -> None:
     """Convert the official download of a data set."""
-    from hicl_d2.data.prepare.__main__ import main
+    args = prepare_arguments(arguments, prog)
+    from hicl_d2.data.prepare.__main__ import convert
 
-    main(arguments, prog)
+    convert(args)
 
 
 def configs(arguments: Words = None, prog: str = "hicl configs") -> None:

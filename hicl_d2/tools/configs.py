@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from hicl_d2.command.cli import Parser
@@ -56,15 +57,17 @@ def _own_file(name: str) -> Path | None:
 
 
 def portable(file: Path) -> str:
-    """Return the text of a config of the project with its ``_BASE_`` as a name that is found from any folder."""
-    folder = (HOME / FOLDERS[CONFIG]).resolve()
-
-    def named(match: "re.Match[str]") -> str:
-        base = (file.parent / match["base"]).resolve()
-        return f'{match[1]}"{base.relative_to(folder).as_posix()}"'
-
+    """Return the text of a file of the project with its ``_BASE_`` as a name that is found from any folder."""
     text = file.read_text(encoding="utf-8")
-    return BASE.sub(named, text, count=1) if file.resolve().is_relative_to(folder) else text
+    for folder in ((HOME / below).resolve() for below in FOLDERS.values()):
+        if file.resolve().is_relative_to(folder):
+            return BASE.sub(partial(_named_below, folder, file.parent), text, count=1)
+    return text
+
+
+def _named_below(folder: Path, beside: Path, match: "re.Match[str]") -> str:
+    base = (beside / match["base"]).resolve()
+    return f'{match[1]}"{base.relative_to(folder).as_posix()}"'
 
 
 def _copy(file: Path, output: Path) -> None:
@@ -79,7 +82,11 @@ def _listing(pattern: str) -> list[str]:
     """Return a line for each config and matrix that ``pattern`` is a part of or matches."""
     everything = [
         *((name, HOME / FOLDERS[CONFIG] / name) for name in names(CONFIG) if not is_base(name)),
-        *((f"{MATRICES}{name}", HOME / FOLDERS[MATRIX] / name) for name in names(MATRIX)),
+        *(
+            (f"{MATRICES}{name}", HOME / FOLDERS[MATRIX] / name)
+            for name in names(MATRIX)
+            if not is_base(name)
+        ),
     ]
     chosen = [(name, file) for name, file in everything if pattern in name or fnmatchcase(name, pattern)]
     if not chosen:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hicl_d2.command.console import console, counter
-from hicl_d2.command.errors import InputError, listing
+from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
@@ -76,7 +76,7 @@ def main(args: Namespace) -> None:
         with atomic_open(folder / f"{name}.png", "wb") as stream:
             sheet.save(stream, format="PNG")
         advance()
-    console.show(f"{len(records)} pictures in {folder}")
+    console.show(f"{counted(len(records), 'picture')} in {folder}")
 
 
 def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:

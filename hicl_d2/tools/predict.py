@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from hicl_d2.command.address import is_address, local_file
 from hicl_d2.command.cli import NO_PERMISSION, NO_SPACE
 from hicl_d2.command.console import console, counter
-from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, counted, one_line
 from hicl_d2.command.files import atomic_path, check_writable
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
@@ -67,7 +67,7 @@ def main(args: Namespace) -> bool:
             failures.append(_failure(path, error))
         advance()
     console.show(
-        f"{len(images) - len(failures)} of {len(images)} images: overlays, labels and legend.png in {output}"
+        f"{len(images) - len(failures)} of {counted(len(images), 'image')}: overlays, labels and legend.png in {output}"
     )
     for line in failures[:FAILURES_SHOWN]:
         console.show(f"failed: {line}")

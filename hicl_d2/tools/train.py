@@ -10,7 +10,7 @@ from typing import Any
 
 from hicl_d2.command.address import masked
 from hicl_d2.command.console import console
-from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.errors import InputError, counted, one_line
 from hicl_d2.command.files import occupied, read_json, remove_unfinished, write_json, write_text
 from hicl_d2.command.layout import RESULT
 from hicl_d2.d2 import RUNTIME
@@ -184,7 +184,7 @@ def _headline(cfg: CfgNode, trainer: Trainer) -> str:
     where = f"{cfg.MODEL.DEVICE}{f' x {count}' if count > 1 else ''}"
     return (
         f"{cfg.MODEL.META_ARCHITECTURE}{branch} on {names}: iterations {trainer.start_iter} to "
-        f"{trainer.max_iter} of {cfg.SOLVER.IMS_PER_BATCH} images, {where}, seed {cfg.SEED}; "
+        f"{trainer.max_iter} of {counted(cfg.SOLVER.IMS_PER_BATCH, 'image')}, {where}, seed {cfg.SEED}; "
         f"log in {Path(cfg.OUTPUT_DIR) / 'log.txt'}"
     )
 

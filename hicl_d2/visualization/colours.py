@@ -39,7 +39,7 @@ def paint(labels: np.ndarray, colours: Sequence[Colour], ignore_value: int = 255
     known = np.where(ignored, 0, labels)
     if known.size and not 0 <= known.min() <= known.max() < len(colours):
         wrong = known.min() if known.min() < 0 else known.max()
-        raise ValueError(f"label {wrong} has no colour; there are {len(colours)} colours")
+        raise ValueError(f"label {wrong} has no colour; there are colours for {len(colours)}")
     table = np.asarray(colours, dtype=np.uint8).reshape(-1, 3)
     rgb = table[known]
     rgb[ignored] = _hatching(*labels.shape)[ignored]

@@ -72,6 +72,14 @@ def test_help_is_shown_without_loading_torch() -> None:
     assert "--config-file" in done.stdout
 
 
+def test_no_tool_loads_the_compiler_with_torch() -> None:
+    """It takes as long as torch itself, and a start that ends in an error takes no more than torch."""
+    tools = "train, predict, check, inspect, export"
+    code = f"import sys\nfrom hicl_d2.tools import {tools}\nassert 'torch._dynamo' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT)],

@@ -2,7 +2,9 @@
 
 import pickle
 
-from hicl_d2.command.errors import InputError, listing, nearest, nearest_or_known
+import pytest
+
+from hicl_d2.command.errors import InputError, counted, listing, nearest, nearest_or_known
 
 
 def test_the_nearest_name_is_suggested_or_the_known_ones_are_listed() -> None:
@@ -13,6 +15,20 @@ def test_the_nearest_name_is_suggested_or_the_known_ones_are_listed() -> None:
     )
     assert nearest("xyz", ["sheep", "cow"]) == ""
     assert nearest_or_known("xyz", iter(["sheep", "cow"])) == "; known: cow, sheep"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("cell",), "0 cells"),
+        (1, ("cell",), "1 cell"),
+        (2, ("cell",), "2 cells"),
+        (1, ("class has", "classes have"), "1 class has"),
+        (2, ("class has", "classes have"), "2 classes have"),
+    ],
+)
+def test_a_count_agrees_with_what_it_counts(number: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(number, *words) == text
 
 
 def test_a_long_list_is_cut_with_a_count() -> None:

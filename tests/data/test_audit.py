@@ -98,7 +98,7 @@ def test_everything_wrong_is_found_in_one_pass(small_root: Path) -> None:
 def test_missing_partners_are_a_fault_and_not_an_error(small_root: Path) -> None:
     (small_root / "camvid/annotations/train/train_01.png").unlink()
     audit = audit_dataset("camvid_train", windows=WINDOWS)
-    assert "1 of 7 files have no label map" in audit.faults[0]
+    assert "no label map for 1 of 7 files" in audit.faults[0]
 
 
 def test_images_in_two_splits_are_found(small_root: Path) -> None:
@@ -110,7 +110,7 @@ def test_images_in_two_splits_are_found(small_root: Path) -> None:
     with Image.open(folder / "images/train/train_02.png") as image:
         image.save(folder / "images/test/test_01.png", compress_level=1)  # other bytes, the same pixels
     (line,) = find_shared([audit_dataset(name, windows=WINDOWS) for name in names])
-    expected = "1 images have the same pixels, the first train_02.png and test_01.png"
+    expected = "1 image has the same pixels, the first train_02.png and test_01.png"
     assert line == f"camvid_train and camvid_test: {expected}"
 
 
@@ -121,7 +121,9 @@ def test_palette_images_are_pointed_out(small_root: Path) -> None:
     labels.putpalette(list(range(256)) * 3)
     labels.save(path)
     audit = audit_dataset("camvid_train", windows=WINDOWS)
-    assert any("1 label maps are palette images" in line for line in audit.warnings)
+    assert any(
+        "1 label map is a palette image: indices are read, not colours" in line for line in audit.warnings
+    )
 
 
 def _set_labels(root: Path, split: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -136,9 +138,9 @@ def test_a_class_that_training_lacks_is_a_fault_and_elsewhere_a_warning(small_ro
     _set_labels(small_root, "test", lambda labels: np.where(labels == 5, 255, labels))
     audits = [audit_dataset(name, windows=WINDOWS) for name in ("camvid_train", "camvid_test")]
     judge_absent(audits, ("camvid_train",))
-    assert audits[0].faults == ["1 classes have no pixel in the training data: sidewalk"]
+    assert audits[0].faults == ["1 class has no pixel in the training data: sidewalk"]
     assert audits[1].faults == []
-    assert "1 classes have no pixel: tree" in audits[1].warnings
+    assert "1 class has no pixel: tree" in audits[1].warnings
 
 
 def test_a_class_that_another_training_set_has_is_a_warning(small_root: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_class_that_another_training_set_has_is_a_warning(small_root: Path) ->
     audits = [audit_dataset(name, windows=WINDOWS) for name in ("camvid_train", "camvid_val")]
     judge_absent(audits, ("camvid_train", "camvid_val"))
     assert audits[0].faults == audits[1].faults == []
-    assert "1 classes have no pixel: sidewalk" in audits[0].warnings
+    assert "1 class has no pixel: sidewalk" in audits[0].warnings
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,4 @@ def test_dark_images_of_16_bits_are_pointed_out(small_root: Path) -> None:
     path = small_root / "camvid/images/train/train_00.png"
     Image.fromarray(np.full((36, 48), 4000, dtype=np.uint16)).save(path)
     audit = audit_dataset("camvid_train", windows=WINDOWS)
-    assert (
-        f"1 images of 16 bits are nearly black in 8 bits, the first is {path}; scale them" in audit.warnings
-    )
+    assert f"1 image of 16 bits is nearly black in 8 bits, the first is {path}; scale them" in audit.warnings

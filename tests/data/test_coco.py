@@ -289,7 +289,7 @@ WRONG: dict[str, tuple[dict[str, Any] | Any, str]] = {
     ),
     "no image": (
         content(images=[entry(1, "y.png"), entry(2, "z.png")]),
-        r"2 of 2 images are missing, the first is .*y.png",
+        r"no file for 2 of 2 images, the first is .*y.png",
     ),
     "an image that is elsewhere": (
         content(annotations=[annotation(5, 7, LEFT)]),

@@ -164,7 +164,7 @@ def test_a_block_of_the_config_does_the_same(tmp_path: Path, truths: dict[str, n
         ("{IMAGES: images, CLASSES: [a]}", f"DATASETS.CUSTOM.{NAME} lacks LABELS"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], COLORS: []}", "COLORS is no key; did you mean COLOURS?"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a, a]}", "classes must be named, and each once"),
-        ("{IMAGES: i, LABELS: m, CLASSES: [a, b], COLOURS: [[1, 2, 3]]}", "2 classes and 1 colours"),
+        ("{IMAGES: i, LABELS: m, CLASSES: [a, b], COLOURS: [[1, 2, 3]]}", "2 classes and 1 colour"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], FORMAT: rgb}", "label_format is 'rgb'"),
         ("{IMAGES: i, LABELS: m, CLASSES: [a], BACKGROUND: sky}", "the background 'sky' is no class"),
         ("5", f"DATASETS.CUSTOM.{NAME} must be a block of keys"),
@@ -192,7 +192,7 @@ def test_unknown_colours_are_counted_and_placed(tmp_path: Path, truths: dict[str
     register_semantic_dataset(NAME, "images", "masks", CLASSES, colours=COLOURS, ignored_colours=[VOID])
     message = refusal(lambda: load_records(NAME))
     assert (
-        f"{path}: the colour (1, 2, 3) at row 3, column 5 (4 pixels; 1 other unknown colours on 1 pixels)"
+        f"{path}: the colour (1, 2, 3) at row 3, column 5 (4 pixels; 1 other unknown colour on 1 pixel)"
         in message
     )
 

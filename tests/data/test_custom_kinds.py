@@ -188,11 +188,11 @@ def test_a_list_names_images_with_their_ending(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x\nxx\n", "1 of 2 names in its list are no image in"),
+        ("x\nxx\n", "for 1 of 2 names in its list, the first is"),
         ("x\nx.jpg\n", "names {root}/images/x.jpg twice"),
         ("x\nx\n", "names x twice"),
         ("# nothing\n", "names no image"),
-        ("town/x\n", "1 of 1 names in its list are no image in"),
+        ("town/x\n", "for 1 of 1 name in its list, the first is"),
         (None, "cannot be read"),
     ],
 )
@@ -210,7 +210,7 @@ def test_images_without_a_mask_are_an_option(root: Path) -> None:
     save_image(root / "images/y.jpg")
     save(root / "masks/x.png", scene(0))
     register()
-    assert "1 of 2 files have no label map" in refusal(lambda: load_records(NAME))
+    assert "no label map for 1 of 2 files" in refusal(lambda: load_records(NAME))
     register(unlabelled="skip")
     assert [record["image_id"] for record in load_records(NAME)] == ["x"]
     register(unlabelled="keep")

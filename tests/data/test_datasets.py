@@ -86,14 +86,14 @@ def test_images_without_labels_are_counted(small_root: Path) -> None:
     for number in (1, 4):
         (small_root / "camvid" / "annotations" / "train" / f"train_{number:02d}.png").unlink()
     message = refusal(lambda: load_records("camvid_train"))
-    assert "2 of 7 files have no label map, the first is" in message
+    assert "no label map for 2 of 7 files, the first is" in message
     assert f"{small_root}/camvid/images/train/train_01.png" in message
 
 
 def test_labels_without_an_image_are_counted(small_root: Path) -> None:
     (small_root / "camvid" / "images" / "test" / "test_02.png").unlink()
     message = refusal(lambda: load_records("camvid_test"))
-    assert "1 of 5 files have no image, the first is" in message
+    assert "no image for 1 of 5 files, the first is" in message
 
 
 def test_unknown_name_is_answered_with_the_nearest() -> None:

@@ -231,7 +231,7 @@ def test_images_without_truth_are_said_where_they_would_end_the_run(cfg: CfgNode
         try:
             setattr(cfg.DATASETS, "TRAIN" if train else "TEST", (name,))
             message = refusal(lambda: check_datasets(cfg, train=train))  # noqa: B023
-            assert f"1 of 3 images have no label map, the first is {records[1]['file_name']}" in message
+            assert f"no label map for 1 of 3 images, the first is {records[1]['file_name']}" in message
             assert ("UNLABELLED: skip" if train else "TEST.SUBMISSION True") in message
             cfg.TEST.SUBMISSION = True
             if not train:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from hicl_d2.command.downloads import DOWNLOADS, prepare_arguments
 from hicl_d2.command.files import PREFIX
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.data import MetadataCatalog
@@ -218,7 +219,7 @@ def test_16_bit_labels_are_not_cut_to_8(tmp_path: Path) -> None:
     labels = read(source).astype(np.uint16)
     labels[0, 0] = 256 + 7
     Image.fromarray(labels).save(source)
-    assert "label 263 (1 pixels)" in refusal(lambda: carry_out(PLANNERS["ade20k"](tmp_path), tmp_path))
+    assert "label 263 (1 pixel)" in refusal(lambda: carry_out(PLANNERS["ade20k"](tmp_path), tmp_path))
 
 
 def test_a_link_out_of_the_root_is_not_written_through(tmp_path: Path) -> None:
@@ -235,6 +236,43 @@ def test_a_link_out_of_the_root_is_not_written_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PLANNERS)
 def test_missing_download_shows_the_expected_files(tmp_path: Path, name: str) -> None:
     assert "expected " in refusal(lambda: PLANNERS[name](tmp_path))
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_a_wrong_root_is_answered_with_the_folder_before_torch_is_imported(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys\nfrom hicl_d2.tools.hicl import main\n"
+        "try:\n    main()\nfinally:\n    sys.stderr.write(f'torch {\"torch\" in sys.modules}')"
+    )
+    for root, wanted in (("empty", DOWNLOADS[name].folders[0]), ("gone", "is no folder")):
+        command = [sys.executable, "-c", code, "prepare", name, "--root", str(tmp_path / root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        line, heavy = done.stderr.splitlines()
+        assert (done.returncode, heavy) == (2, "torch False")
+        assert line.startswith(f"hicl prepare: {tmp_path / root}")
+        assert wanted in line
+
+
+def test_a_root_that_is_the_data_sets_own_folder_is_answered_with_the_one_above(tmp_path: Path) -> None:
+    official.write_cityscapes(tmp_path)
+    message = refusal(
+        lambda: prepare_arguments(["cityscapes", "--root", str(tmp_path / "cityscapes")], "prepare")
+    )
+    assert message.endswith(f"; it is in {tmp_path}: --root {tmp_path}")
+
+
+def test_the_folders_that_are_looked_for_are_those_that_are_read(tmp_path: Path) -> None:
+    for name, write, _ in DATA_SETS.values():
+        root = tmp_path / name
+        write(root)
+        assert prepare_arguments([name, "--root", str(root)], "prepare").root == root
+        for folder in DOWNLOADS[name].folders:
+            (root / folder).rename(root / "moved")
+            assert str(root / folder) in refusal(
+                lambda name=name, root=root: prepare_arguments([name, "--root", str(root)], "prepare")  # type: ignore[misc]
+            )
+            (root / "moved").rename(root / folder)
 
 
 def _prepare(*arguments: str) -> subprocess.CompletedProcess[str]:

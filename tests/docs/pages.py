@@ -2,7 +2,7 @@
 
 Code blocks are read by Sybil. What a block is, its first line says:
 
-- ``sh`` is run by bash and ``python`` in one process, all in FOLDER, which holds the checkout's folders and nothing else;
+- ``sh`` is run by bash and ``python`` in one process, all in FOLDER, which holds the examples of the checkout and nothing else;
 - with a title, it is a file of that name (``yaml title="leaves.yaml"``); a command whose title is ``exit status 2`` ends so;
 - ``text title="output"`` is what the block before it printed.
 
@@ -25,47 +25,36 @@ from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 ROOT = Path(__file__).resolve().parents[2]
-LENT = (
-    "benchmark",
-    "configs",
-    "examples",
-    "hicl_d2",
-    "projects",
-    "constraints.txt",
-    "Makefile",
-    "setup.cfg",
-    "setup.py",
-    "pyproject.toml",
-)
+# What a page may use of the checkout, and says so; all else is in the package.
+LENT = ("examples",)
 INFO = re.compile(r'(?P<language>python|sh|yaml|text)(?: title="(?P<title>[^"\n]*)")?[ \t]*$\n', re.MULTILINE)
 OUTPUT = "output"
 STATUS = re.compile(r"exit status (\d+)")
 # What differs from run to run in what a command prints.
-VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|ms|minutes?|seconds?)\b|[0-9a-f]{12,}")
-PROGRESS = re.compile(r"ETA \d|\d gone\)")
+VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|ms|minutes?|seconds?|GB free)\b|[0-9a-f]{12,}")
+PROGRESS = re.compile(r"ETA \d|\d gone\)|^checking configs \d")
 
 # What is added to a command so that it takes seconds. Of keys that the command gives itself, the number of iterations alone.
 SHRINK = """#!{python}
 import os, sys
 words = sys.argv[1:]
-script = os.path.basename(words[0]) if words else ""
+front = {front}
+first = words[0] if words else ""
 stays = {{"--check", "--print-config", "--list-features", "--help"}}
 tiny = {{"SOLVER.MAX_ITER": "4", "SOLVER.IMS_PER_BATCH": "2", "SOLVER.CHECKPOINT_PERIOD": "2", "TEST.PICTURES": "1"}}
 more = []
-if script == "train_net.py" and not stays & set(words):
+if front and first == "train" and not stays & set(words):
     more = [word for key, value in tiny.items() if key not in words or key == "SOLVER.MAX_ITER" for word in (key, value)]
-elif script == "run_matrix.py" and "--help" not in words:
+elif front and first == "matrix" and not {{"plan", "--help"}} & set(words):
     more = [*(["--shorten"] if "--shorten" not in words else []), *(["--only", "*/seed 1"] if "run" in words else [])]
-elif os.path.dirname(words[0] if words else "") == "examples":
+elif not front and os.path.dirname(first) == "examples":
     more = ["--steps", "10"]
 if more:
     open(os.environ["PAGE_SHRUNK"], "w").close()
-os.execv(sys.executable, [sys.executable, *words, *more])
+os.execv({python!r}, [{python!r}, *front, *words, *more])
 """
-MAKE = """#!/bin/sh
-touch "$PAGE_SHRUNK"
-exec /usr/bin/env PATH="$PAGE_PATH" make BIN="{bin}" STAMP="{bin}/python" DEMO_ARGS=--shorten "$@"
-"""
+# The commands that a page gives, and what stands in front of their words.
+PROGRAMS: dict[str, list[str]] = {"python": [], "hicl": ["-m", "hicl_d2"]}
 
 
 class Page:
@@ -84,10 +73,12 @@ class Page:
         bin_folder.mkdir(parents=True)
         for name in LENT:
             (self.folder / name).symlink_to(ROOT / name)
-        plain = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
-        scripts = {"python": plain if self.full else SHRINK.format(python=sys.executable)}
-        if not self.full:
-            scripts["make"] = MAKE.format(bin=bin_folder)
+        scripts = {
+            name: f'#!/bin/sh\nexec {sys.executable} {" ".join(front)} "$@"\n'
+            if self.full
+            else SHRINK.format(python=sys.executable, front=front)
+            for name, front in PROGRAMS.items()
+        }
         for name, text in scripts.items():
             (bin_folder / name).write_text(text)
             (bin_folder / name).chmod(0o755)
@@ -95,7 +86,6 @@ class Page:
         return {
             **{key: value for key, value in os.environ.items() if key != "DETECTRON2_DATASETS"},
             "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{path}",
-            "PAGE_PATH": path,
             "PAGE_SHRUNK": str(self.marker),
             "PYTHONPATH": f"{self.folder}:{ROOT}",
             "COLUMNS": "100",

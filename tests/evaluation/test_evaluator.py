@@ -144,7 +144,7 @@ def test_a_label_that_is_no_class_names_file_and_value(dataset, tmp_path):
     labels = np.zeros((6, 9), dtype=np.uint8)
     labels[0, 0] = 7
     Image.fromarray(labels).save(tmp_path / "0.png")
-    with pytest.raises(InputError, match=r"0\.png: label value 7 \(1 pixels\)"):
+    with pytest.raises(InputError, match=r"0\.png: label value 7 \(1 pixel\)"):
         inference_on_dataset(random_model, batches(dataset), SemSegConfusionEvaluator(dataset))
 
 

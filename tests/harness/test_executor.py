@@ -145,7 +145,7 @@ def test_a_time_out_ends_the_training_and_all_that_it_has_started(bench):
         )
         done = bench.run("--only", "*baseline*", "--retry", "failed")
         assert done.returncode == 1
-        assert f"FAILED, it took longer than {hours:g} hours" in done.stderr
+        assert f"FAILED, it took longer than {hours:g} h" in done.stderr
         assert set(attempts(bench)[0]) == {"time-out"}
         if any(path.read_text() for path in bench.output.glob("cells/*/child.txt")):
             break

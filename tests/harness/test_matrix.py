@@ -139,6 +139,10 @@ def test_shortening_needs_the_matrix_to_say_how(bench):
         ("name: [1, 2\nx: 3\n", r"matrix\.yaml:2: "),
         ("name: !!python/object/apply:os.system [true]\n", r"matrix\.yaml:1: .*python"),
         ("name: a\nname: b\n", r"matrix\.yaml:2: the key name is given twice"),
+        (
+            "name: a\nconfig: {dataset}/x.yaml\n",
+            r"matrix\.yaml:2: .*; put a value that begins with a brace into quotes",
+        ),
         ("- a list\n", "must hold keys and values, not a list"),
         ("", "name is missing"),
         ("name: \x00\n", "not valid YAML: .*special characters"),
@@ -162,6 +166,102 @@ def test_a_circle_of_bases_and_a_base_that_is_no_path_are_refused(bench):
     bench.write("base.yaml", "_BASE_: gone.yaml\n")
     with pytest.raises(InputError, match=r"gone\.yaml does not exist"):
         cells(bench)
+
+
+def test_a_matrix_takes_from_its_base_what_it_does_not_say_itself(bench):
+    above = bench.folder / "above"
+    above.mkdir()
+    bench.matrix(
+        overrides={"SOLVER.BASE_LR": 0.5, "SOLVER": {"MAX_ITER": 9}},
+        words={"kind": "plain", "end": "yaml"},
+        resources={"gpus": 0, "cpus": 2},
+        report={"metrics": ["sem_seg/mAcc"]},
+        exclude=[{"method": "baseline", "seed": "2"}],
+        methods={"baseline": None, "ours": {"overrides": {"T": 2}}},
+        config="{kind}.{end}",
+    ).rename(above / "Base.yaml")
+    bench.write("plain.yaml", "MODEL: {DEVICE: cpu}\n").rename(above / "plain.yaml")
+    bench.write(
+        "matrix.yaml",
+        "_BASE_: above/Base.yaml\nname: own\nseeds: [2, 3]\nmethods: {other: {overrides: {T: 1}}, baseline: }\n"
+        "words: {kind: other}\n"
+        "overrides: {SOLVER.MAX_ITER: 4}\nresources: {cpus: 1}\nreport: {compare: [other, baseline]}\n"
+        "shorten: {SOLVER.BASE_LR: 1}\n",
+    )
+    matrix = read_matrix(bench.folder / "matrix.yaml")
+    assert [cell.name for cell in matrix.cells] == [
+        "parts/small/other/seed 2",
+        "parts/small/other/seed 3",
+        "parts/small/baseline/seed 3",
+    ]
+    cell = matrix.cells[0]
+    assert (matrix.name, matrix.path) == ("own", bench.folder / "matrix.yaml")
+    assert cell.config == bench.folder / "other.yaml"
+    assert (cell.resolved["SOLVER.BASE_LR"], cell.resolved["SOLVER.MAX_ITER"]) == (0.5, 4)
+    assert (cell.resources.gpus, cell.resources.cpus) == (0, 1)
+    assert (matrix.metrics, matrix.compare) == (("sem_seg/mAcc",), ("other", "baseline"))
+    short = read_matrix(bench.folder / "matrix.yaml", shorten=True).cells[0].resolved
+    assert (short["SOLVER.BASE_LR"], short["SOLVER.MAX_ITER"]) == (1, 1)
+
+
+def test_a_base_changes_neither_cell_nor_identity(bench):
+    whole = cells(bench, overrides={"SOLVER.MAX_ITER": 7}, resources={"gpus": 0})
+    bench.matrix(overrides={"SOLVER.MAX_ITER": 7}, resources={"gpus": 0}, seeds=[5], name=None).rename(
+        bench.folder / "Base.yaml"
+    )
+    bench.write("matrix.yaml", "_BASE_: Base.yaml\nname: test\nseeds: [1, 2]\n")
+    assert read_matrix(bench.folder / "matrix.yaml").cells == whole
+
+
+def test_an_empty_key_clears_what_the_base_has(bench):
+    bench.matrix(exclude=[{"seed": "1"}]).rename(bench.folder / "Base.yaml")
+    bench.write("matrix.yaml", "_BASE_: Base.yaml\nname: own\nexclude:\n")
+    assert len(read_matrix(bench.folder / "matrix.yaml").cells) == 4
+
+
+def test_a_config_beside_the_base_is_found_from_another_folder(bench):
+    bench.matrix(methods=["baseline"], config="plain.yaml")
+    below = bench.folder / "below"
+    below.mkdir()
+    bench.write("below/matrix.yaml", "_BASE_: ../matrix.yaml\nname: own\n")
+    assert read_matrix(below / "matrix.yaml").cells[0].config.samefile(bench.folder / "plain.yaml")
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "message"),
+    [
+        (
+            "name: a\n",
+            "_BASE_: base_matrix.yaml\nmethods: [a]\nseeds: [1]\n",
+            r"matrix\.yaml: name is missing",
+        ),
+        ("seedz: [1]\n", "_BASE_: base_matrix.yaml\nname: a\n", r"base_matrix\.yaml: unknown key seedz"),
+        (
+            "seeds: [x]\nmethods: [a]\n",
+            "_BASE_: base_matrix.yaml\nname: a\n",
+            r"base_matrix\.yaml: seeds must be",
+        ),
+        (
+            "overrides: 3\n",
+            "_BASE_: base_matrix.yaml\nname: a\nmethods: [a]\nseeds: [1]\n",
+            r"base_matrix\.yaml: over",
+        ),
+        (
+            "name: !!python/object/apply:os.system [x]\n",
+            "_BASE_: base_matrix.yaml\nname: a\n",
+            "would run code",
+        ),
+        ("_BASE_: matrix.yaml\n", "_BASE_: base_matrix.yaml\nname: a\n", "leads back to .*remove the circle"),
+        ("", "_BASE_: [a, b]\nname: a\n", "must be the path of one matrix file"),
+        ("", "_BASE_: gone.yaml\nname: a\n", r"matrix file .*gone\.yaml does not exist"),
+        ("", "_BASE: base_matrix.yaml\nname: a\n", "unknown key _BASE; did you mean _BASE_"),
+    ],
+)
+def test_what_is_wrong_with_a_base_is_said_in_one_line(bench, base, own, message):
+    bench.write("base_matrix.yaml", base)
+    with pytest.raises(InputError, match=message) as error:
+        read_matrix(bench.write("matrix.yaml", own))
+    assert "\n" not in str(error.value)
 
 
 def test_measures_are_every_number_of_a_result_and_nan_is_none():

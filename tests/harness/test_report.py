@@ -119,7 +119,7 @@ def test_with_more_methods_than_colours_the_compared_ones_are_drawn_and_the_rest
         legend = axis.get_legend()
         drawn = [text.get_text() for text in legend.get_texts()]
         assert drawn == ["baseline", "peer_0", "peer_1", "peer_2", "peer_3", "peer_4", "peer_8", "ours"]
-        assert legend.get_title().get_text() == "3 more are not drawn"
+        assert legend.get_title().get_text() == "3 more not drawn"
 
 
 def test_the_pictures_are_those_of_the_largest_gains_and_losses(workspace):

@@ -219,7 +219,7 @@ def test_a_failed_cell_is_shown_with_its_last_line_and_the_others_run(bench):
     (bench.folders()[0] / "fixed").touch()
     again = bench.run()
     assert again.returncode == 1
-    assert "1 cells failed in an earlier run and were left; --retry failed tries them again" in again.stderr
+    assert "1 cell failed in an earlier run, left as found; --retry failed tries again" in again.stderr
     assert bench.starts() == [1, 1]
     assert bench.run("--retry", "failed").returncode == 0
     assert bench.starts() == [2, 1]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hicl_d2.command.downloads import DOWNLOADS
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("hicl_d2", "configs", "benchmark", "projects", "examples")
 BUILD = """
@@ -172,6 +174,10 @@ def test_a_copied_config_and_a_matrix_beside_it_are_found(whole: Installed, tmp_
     assert printed.stdout == theirs.stdout != ""
     matrix = "name: own\nmethods: {baseline: {config: mine.yaml}}\nseeds: [1, 2]\n"
     (tmp_path / "below" / "matrix.yaml").write_text(matrix)
+    copied = whole.hicl("configs", "matrices/camvid_cpu_further", "--output", "further.yaml", cwd=tmp_path)
+    assert copied.returncode == 0, copied.stderr
+    further = whole.hicl("matrix", "plan", "--matrix", "further.yaml", cwd=tmp_path)
+    assert "24 cells: 24 to run" in further.stdout, further.stderr
     planned = whole.hicl("matrix", "plan", "--matrix", "below/matrix.yaml", cwd=tmp_path)
     assert "2 cells: 2 to run" in planned.stdout, planned.stderr
 
@@ -186,6 +192,8 @@ def test_without_the_extra_a_command_names_it_in_one_line(bare: Installed, tmp_p
         assert "pip install 'hicl-d2[train]'" in line
     for words in (["configs"], ["configs", PARTS], ["--help"], ["train", "--help"]):
         assert bare.hicl(*words, cwd=tmp_path).returncode == 0
+    for folder in DOWNLOADS["ade20k"].folders:  # a wrong root is answered first
+        (tmp_path / "datasets" / folder).mkdir(parents=True)
     for words in (["matrix", "plan"], ["prepare", "ade20k"], ["check", "--dataset", "parts_train"]):
         done = bare.hicl(*words, cwd=tmp_path)
         assert done.returncode == 2

@@ -118,7 +118,7 @@ OVERRIDES = {
         ["MODEL.HICL.DIM is 1000000000000", "1048576 or less"],
     ),
     "infinite rate": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR is inf", "finite"]),
-    "rate of 400 digits": (["SOLVER.BASE_LR", "1" + 400 * "0"], ["SOLVER.BASE_LR must be a float"]),
+    "rate of 400 digits": (["SOLVER.BASE_LR", "1" + 400 * "0"], ["SOLVER.BASE_LR must be a number"]),
     "rate beyond float32": (["SOLVER.BASE_LR", "1e300"], ["SOLVER.BASE_LR is 1e+300", "1e+15 or less"]),
     "negative rate": (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR is -0.1", "0 or more"]),
     "infinite temperature": (["MODEL.HICL.TEMPERATURE", "1e999"], ["MODEL.HICL.TEMPERATURE is inf"]),

@@ -93,7 +93,7 @@ def test_its_keywords_are_keys_with_its_defaults(package: str, config: Path) -> 
     cfg = load_config(config, ["IMPORTS", f"['{package}']", "MODEL.HICL.LEAST_CELLS", "3"])
     assert cfg.MODEL.HICL.LEAST_CELLS == 3
     assert cfg.MODEL.HICL.MARGINS == [0.5, 1.0]
-    with pytest.raises(InputError, match=r"MODEL\.HICL\.LEAST_CELLS must be a int, not 'many'"):
+    with pytest.raises(InputError, match=r"MODEL\.HICL\.LEAST_CELLS must be a whole number, not 'many'"):
         load_config(config, ["IMPORTS", f"['{package}']", "MODEL.HICL.LEAST_CELLS", "many"])
 
 

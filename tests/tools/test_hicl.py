@@ -12,6 +12,7 @@ import yaml
 from hicl_d2.command.shipped import CONFIG, MATRIX, is_base, names
 from hicl_d2.config import load_config
 from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.tools import configs, hicl
 from hicl_d2.tools.arguments import evaluate_arguments
 from tests.support.fixtures import Command
@@ -127,7 +128,7 @@ def test_every_config_and_matrix_is_a_line_that_says_something(capsys: pytest.Ca
     _, out, _ = call(capsys, "configs")
     listed = dict(line.split(maxsplit=1) for line in out.splitlines())
     wanted = {name for name in names(CONFIG) if not is_base(name)} | {
-        f"matrices/{name}" for name in names(MATRIX)
+        f"matrices/{name}" for name in names(MATRIX) if not is_base(name)
     }
     assert set(listed) == wanted
     assert all(len(text) > 10 for text in listed.values())
@@ -137,7 +138,7 @@ def test_a_part_of_a_name_or_a_pattern_chooses(capsys: pytest.CaptureFixture[str
     _, out, _ = call(capsys, "configs", "camvid")
     assert {line.split()[0] for line in out.splitlines()} == {
         name for name in names(CONFIG) if "camvid" in name and not is_base(name)
-    } | {f"matrices/{name}" for name in names(MATRIX) if "camvid" in name}
+    } | {f"matrices/{name}" for name in names(MATRIX) if "camvid" in name and not is_base(name)}
     _, out, _ = call(capsys, "configs", "parts/*_hicl.yaml")
     assert [line.split()[0] for line in out.splitlines()] == ["parts/deeplab_v3_plus_R_18_hicl.yaml"]
     code, out, err = call(capsys, "configs", "kamvid/deeplab_v3_plus_R_18_cpu.yaml")
@@ -150,6 +151,13 @@ def test_a_copy_means_the_same_wherever_it_lies(name: str, tmp_path: Path) -> No
     copy = tmp_path / "copy.yaml"
     copy.write_text(configs.portable(ROOT / "configs" / name))
     assert load_config(copy) == load_config(ROOT / "configs" / name)
+
+
+@pytest.mark.parametrize("name", [name for name in names(MATRIX) if not is_base(name)])
+def test_a_copy_of_a_matrix_has_the_same_cells(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(configs.portable(ROOT / "benchmark" / "matrices" / name))
+    assert read_matrix(copy).cells == read_matrix(ROOT / "benchmark" / "matrices" / name).cells
 
 
 def test_a_shown_file_can_be_written_by_the_shell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,7 +249,7 @@ def test_files_of_systems_are_no_images(run: Any, tmp_path: Path) -> None:
         path.write_bytes(b"no image")
     done, lines = run(tmp_path / "out", tmp_path / "in")
     assert done
-    assert lines[0].startswith("1 of 1 images")
+    assert lines[0].startswith("1 of 1 image:")
 
 
 def test_the_longest_name_that_a_file_can_have_is_written_too(run: Any, tmp_path: Path) -> None:

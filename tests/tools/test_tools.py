@@ -163,7 +163,7 @@ def test_check_faults_masks_whose_foreground_is_ignored(
     more = {"windows": None, "stride": 4, "workers": 0, "pictures": 2, "dataset": []}
     assert check.main(arguments(run, tmp_path / "audit", **more)) is bool(given)
     fault = (
-        "fault: 1 classes have no pixel in the training data: bright; if 255 is a class here, say so in DATASETS.CUSTOM: "
+        "fault: 1 class has no pixel in the training data: bright; if 255 is a class here, say so in DATASETS.CUSTOM: "
         "LABEL_VALUES: {0: name, 255: name}"
     )
     assert (fault in capsys.readouterr().out) is not bool(given)

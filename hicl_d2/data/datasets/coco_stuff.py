@@ -8,7 +8,7 @@ download's; the two versions of the 10k labels end up the same.
 from functools import partial
 from pathlib import Path
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.data.datasets.coco_stuff_classes import CLASSES
 from hicl_d2.data.datasets.folders import folder_records
 from hicl_d2.data.datasets.registry import Records, data_root, register_semantic
@@ -63,7 +63,7 @@ def _load_10k(name: str, split: str) -> Records:
     alone = [path for path in paths if f"{path.stem}.jpg" not in known]
     if alone:
         raise InputError(
-            f"the data set {name!r}: {len(alone)} of {len(paths)} files have no image, the first is {alone[0]}; "
+            f"the data set {name!r}: no image for {len(alone)} of {counted(len(paths), 'file')}, the first is {alone[0]}; "
             f"expected {images}/{alone[0].stem}.jpg"
         )
     return [_record(images / f"{path.stem}.jpg", path) for path in paths]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hicl_d2.command.errors import InputError, nearest
+from hicl_d2.command.errors import InputError, counted, nearest
 from hicl_d2.command.files import check_regular
 from hicl_d2.data.datasets.registry import Records
 from hicl_d2.reading import IMAGE_SUFFIXES, LOSSY_SUFFIXES, image_size
@@ -139,8 +139,8 @@ def _choose(
             found[key] = files[key]
     if unknown:
         raise InputError(
-            f"the data set {name!r}: {len(unknown)} of {len(chosen)} names in its list are no image in {folder}, the first "
-            f"is {unknown[0]}{nearest(unknown[0], files)}"
+            f"the data set {name!r}: no image in {folder} for {len(unknown)} of {counted(len(chosen), 'name')} in its list, "
+            f"the first is {unknown[0]}{nearest(unknown[0], files)}"
         )
     return found
 
@@ -283,7 +283,7 @@ def _check_partners(
     alone = sorted(stem for stem in having if stem not in wanted)
     if alone:
         raise InputError(
-            f"the data set {name!r}: {len(alone)} of {len(having)} files have no {kind}, the first is "
+            f"the data set {name!r}: no {kind} for {len(alone)} of {counted(len(having), 'file')}, the first is "
             f"{having[alone[0]]}; expected {folder}/{alone[0]}.*{_partner_hint(alone[0], wanted, kind, folder)}"
         )
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hicl_d2.command.downloads import DOWNLOADS
 from hicl_d2.data.datasets.ade20k import FOLDERS, ROOT
 from hicl_d2.data.datasets.ade20k_classes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup, names_in
 from hicl_d2.reading import read_labels
 
-EXPECTED = f"{ROOT}/annotations/{{training,validation}}/NAME.png of ADEChallengeData2016.zip below the root"
+EXPECTED = DOWNLOADS["ade20k"].expected
 COUNTS = {"train": 20210, "val": 2000}
 
 TABLE = np.array([IGNORE, *range(len(CLASSES))], dtype=np.int16)

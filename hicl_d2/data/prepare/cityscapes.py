@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hicl_d2.command.downloads import DOWNLOADS
 from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.cityscapes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup
 from hicl_d2.reading import read_labels
 
-EXPECTED = (
-    "cityscapes/gtFine/{train,val}/CITY/*_gtFine_labelIds.png (or *_gtFine_polygons.json) of "
-    "gtFine_trainvaltest.zip below the root"
-)
+EXPECTED = DOWNLOADS["cityscapes"].expected
 COUNTS = {"train": 2975, "val": 500}
 SOURCES = ("_gtFine_labelIds.png", "_gtFine_polygons.json")
 

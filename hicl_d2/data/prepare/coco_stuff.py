@@ -11,19 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hicl_d2.command.downloads import DOWNLOADS
 from hicl_d2.command.errors import InputError
 from hicl_d2.data.datasets.coco_stuff import ROOT_10K, ROOT_164K, SPLITS_10K, SPLITS_164K
 from hicl_d2.data.datasets.coco_stuff_classes import CLASSES
 from hicl_d2.data.prepare.plan import IGNORE, Item, Plan, lookup, names_in
 from hicl_d2.reading import image_size, read_labels
 
-EXPECTED_10K = (
-    f"{ROOT_10K}/annotations/NAME.mat, {ROOT_10K}/images/NAME.jpg and "
-    f"{ROOT_10K}/imageLists/{{train,test}}.txt of cocostuff-10k-v1.1.zip (or v1.0) below the root"
-)
-EXPECTED_164K = (
-    f"{ROOT_164K}/stuffthingmaps/{{train,val}}2017/NAME.png of stuffthingmaps_trainval2017.zip below the root"
-)
+EXPECTED_10K = DOWNLOADS["coco_stuff_10k"].expected
+EXPECTED_164K = DOWNLOADS["coco_stuff_164k"].expected
 COUNTS_10K = {"train": 9000, "test": 1000}
 COUNTS_164K = {"train": 118287, "val": 5000}
 # Files that are looked at to tell the version and the orientation; every file is checked when it is converted.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.data.parallel import for_each
 from hicl_d2.data.writing import make_folder, write_labels
 from hicl_d2.reading import read_labels
@@ -120,7 +120,7 @@ def carry_out(
     if errors:
         first = min(errors, key=lambda pair: pair[0])[1]
         raise InputError(
-            f"{len(errors)} of {len(plan.items)} files cannot be converted; the first: {first} (the others are "
+            f"{len(errors)} of {counted(len(plan.items), 'file')} cannot be converted; the first: {first} (all others are "
             "done; run again when it is put right)"
         )
     return summary
@@ -157,7 +157,9 @@ def lookup(labels: np.ndarray, table: np.ndarray, source: Path, meaning: str) ->
     wrong = [top] if counts is None else [v for v in counts.nonzero()[0] if v >= len(table) or table[v] < 0]
     if wrong:
         pixels = int((labels == wrong[0]).sum())
-        raise InputError(f"{source}: label {wrong[0]} ({pixels} pixels) does not occur in {meaning}")
+        raise InputError(
+            f"{source}: label {wrong[0]} ({counted(pixels, 'pixel')}) does not occur in {meaning}"
+        )
     return table.astype(np.uint8)[labels]
 
 
@@ -176,7 +178,7 @@ def names_in(folder: Path, ending: str, expected: str) -> list[Path]:
 def describe(plan: Plan, summary: Summary) -> Iterable[str]:
     """Yield the lines of the report: count and class histogram, the rarest class last."""
     total = int(summary.pixels.sum())
-    yield f"{summary.converted + summary.kept} label maps: {summary.converted} made, {summary.kept} kept"
+    yield f"{counted(summary.converted + summary.kept, 'label map')}: {summary.converted} made, {summary.kept} kept"
     width = max(len(name) for name in plan.classes)
     order = np.argsort(-summary.pixels[: len(plan.classes)], kind="stable")
     for index in order:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import atomic_path, write_text
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
@@ -59,7 +59,7 @@ def _summary(workspace: Workspace) -> str:
         f'<span class="chip {name}">{count} {name}</span>' for name, count in counts.most_common()
     )
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"<p>{len(workspace.matrix.cells)} cells {chips} <small>written {when}</small></p>"
+    return f"<p>{counted(len(workspace.matrix.cells), 'cell')} {chips} <small>written {when}</small></p>"
 
 
 def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str, str]]:
@@ -93,7 +93,7 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
             with rc_context(plots.STYLE):  # while it is drawn and when it is saved
                 figure = _draw(draw, workspace, rows, summary, place)
                 if figure is not None:
-                    drawn += _figure(figure, draw, place, workspace.output, with_title=len(places) > 1)
+                    drawn += _figure(figure, draw, title, place, workspace.output, with_title=len(places) > 1)
         if drawn:
             yield title, f"<p>{note}</p>{drawn}"
     shown = "".join(_pictures(workspace, place) for place in places)
@@ -140,7 +140,9 @@ def _table(frame: "pd.DataFrame", name: str) -> str:
     return f'<div class="scroll">{html}</div>'
 
 
-def _figure(figure: "Figure", kind: str, place: plots.Place, output: Path, with_title: bool) -> str:
+def _figure(
+    figure: "Figure", kind: str, title: str, place: plots.Place, output: Path, with_title: bool
+) -> str:
     """Save a plot as PNG and SVG and return it as a part of the page."""
     name = re.sub(r"[^\w.-]+", "_", "-".join([kind, *filter(None, place)]))
     with atomic_path(output / PLOT_FOLDER / f"{name}.png", durable=False) as path:
@@ -151,7 +153,9 @@ def _figure(figure: "Figure", kind: str, place: plots.Place, output: Path, with_
     svg = stream.getvalue()[stream.getvalue().index("<svg") :]
     # Ids are unique within a plot, not within a page.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    caption = f"<figcaption>{escape(' · '.join(filter(None, place)))}</figcaption>" if with_title else ""
+    where = escape(" · ".join(filter(None, place)))
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}, {where}"', 1)
+    caption = f"<figcaption>{where}</figcaption>" if with_title else ""
     return f'<figure class="plot">{caption}{svg}</figure>'
 
 
@@ -164,14 +168,17 @@ def _pictures(workspace: Workspace, place: plots.Place) -> str:
             f'<figcaption><b class="{sign}">{pair.gain:+.1f}</b> {escape(pair.image)}, seed {pair.seed}: '
             f"{escape(first)} {pair.first_score:.1f}, {escape(second)} {pair.second_score:.1f}</figcaption>"
         )
-        images = "".join(_image(name, path) for name, path in ((first, pair.first), (second, pair.second)))
+        images = "".join(
+            _image(name, pair.image, path) for name, path in ((first, pair.first), (second, pair.second))
+        )
         parts.append(f'<figure class="pair">{head}{images}</figure>')
     return "".join(parts)
 
 
-def _image(name: str, path: Path) -> str:
+def _image(name: str, image: str, path: Path) -> str:
     url = data_url(path)
-    shown = f'<img loading="lazy" alt="{escape(name)}" src="{url}">' if url else "(cannot be read)"
+    alt = escape(f"{image}: image, truth, prediction of {name}")
+    shown = f'<img loading="lazy" alt="{alt}" src="{url}">' if url else "(cannot be read)"
     return f"<div><span>{escape(name)}</span>{shown}</div>"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hicl_d2.command.errors import counted
 from hicl_d2.harness.cells import AXES
 from hicl_d2.harness.matrix import MAIN_METRIC, Matrix
 from hicl_d2.harness.report.curves import LOSS, band, read_curve
@@ -77,7 +78,7 @@ def learning_curves(workspace: Workspace, place: Place) -> "Figure | None":
         axis.set_xlabel("iteration")
         axis.set_ylabel(label)
         left = len(curves) - MOST_CURVES
-        axis.legend(fontsize=8, title=f"{left} more are not drawn" if left > 0 else None)
+        axis.legend(fontsize=8, title=f"{left} more not drawn" if left > 0 else None)
     return figure
 
 
@@ -128,9 +129,7 @@ def class_differences(rows: "pd.DataFrame", matrix: Matrix, place: Place) -> "Fi
         return None
     first, second = matrix.compare
     found = _at(rows, place)
-    found = found[
-        found["metric"].fillna("").astype(str).str.startswith(CLASS_PREFIX) & (found["at"] == "last")
-    ]
+    found = found[found["metric"].astype(str).str.startswith(CLASS_PREFIX) & (found["at"] == "last")]
     ablation = next((a for a in found["ablation"] if a in _ablations(found, first, second)), None)
     if ablation is None:
         return None
@@ -164,7 +163,7 @@ def class_differences(rows: "pd.DataFrame", matrix: Matrix, place: Place) -> "Fi
     axis.grid(axis="y", visible=False)
     seeds = pd.unique(gaps.index.get_level_values("seed"))
     what = f"IoU of {second} minus {first}{f' ({ablation})' if ablation else ''}"
-    axis.set_xlabel(f"{what}, mean of {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+    axis.set_xlabel(f"{what}, mean of {counted(len(seeds), 'seed')}")
     return figure
 
 
@@ -180,7 +179,7 @@ def cost(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figure | Non
     rows = rows[rows["at"] == "last"]
     scores = rows[rows["metric"] == matrix.metrics[0]].set_index(["method", "ablation"])
     times = rows[rows["metric"] == "seconds/per_iteration"].set_index(["method", "ablation"])
-    both = scores.join(times, rsuffix="_time", how="inner")
+    both = scores.join(times.add_suffix("_time"), how="inner")
     if len(both) < 2:
         return None
     figure, (axis,) = _figure(7.2, 3.8, 1)

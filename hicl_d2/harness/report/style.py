@@ -6,7 +6,7 @@ CSS = """
 html { scroll-behavior: smooth; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-header { background: var(--paper); border-bottom: 1px solid var(--line); padding: 28px max(24px, calc(50vw - 590px)) 0; }
+header { background: var(--paper); border-bottom: 1px solid var(--line); padding: 28px max(24px, calc(50vw - 566px)) 0; }
 h1 { margin: 0 0 4px; font-size: 28px; letter-spacing: -.01em; }
 h2 { margin: 0 0 8px; font-size: 19px; }
 header p { margin: 0 0 16px; color: var(--soft); }
@@ -46,5 +46,8 @@ details summary { cursor: pointer; }
 details code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 60ch; color: var(--soft);
   margin-top: 6px; }
 code { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
+@media (max-width: 700px) { main { padding: 12px; } section { padding: 16px; } th { white-space: normal; min-width: 8ch; }
+  .plot { overflow-x: auto; } .plot svg { max-width: none; width: 600px; } .pair { overflow-x: auto; }
+  .pair img { min-width: 600px; } }
 @media print { body { background: #fff; } section { break-inside: avoid; box-shadow: none; } nav { display: none; } }
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
+from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.d2.utils import comm
 
 # Names of the losses in the original, in its order, and in transformers.
@@ -48,7 +49,7 @@ class SetCriterion(Mask2FormerLoss):
         super().__init__(Mask2FormerConfig(**settings), weights)
         self.deep_supervision = deep_supervision
 
-    @torch.compiler.disable  # matching leaves torch, and the number of masks differs from step to step
+    @uncompiled  # matching leaves torch, and the number of masks differs from step to step
     def losses(
         self, predictions: Mapping[str, Any], labels: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> dict[str, Tensor]:
