@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -140,26 +140,18 @@ def make_steps(cfg: CfgNode, precisions: Iterable[str], folder: Path) -> dict[st
     batches = list(islice(build_train_loader(variants[""]), BATCHES))
     steps: dict[str, Driven] = {}
 
-    def add(row: str, make: Callable[[Path], Driven]) -> None:
-        steps[row] = make(folder / str(len(steps)))
-
     for precision in precisions:
         for ending, each in variants.items():
             asked = _in_precision(each, precision)
-            add(precision + ending, lambda path, asked=asked: ours(asked, path, batches))
+            steps[precision + ending] = ours(asked, folder / str(len(steps)), batches)
         asked = _in_precision(variants[""], precision)
-        add(precision + LOADING, lambda path, asked=asked: ours(asked, path, None))
+        steps[precision + LOADING] = ours(asked, folder / str(len(steps)), None)
     if has_detectron2():
         for ending in ("", LOADING):
-            given = detectron2_loader(variants[""]) if ending else batches
-            add(PEER + ending, lambda path, given=given: _peer(variants[""], path, given))
+            given = detectron2_loader(variants[""]) if ending else batches * 10_000
+            model = peer_model(variants[""])
+            steps[PEER + ending] = theirs(variants[""], model, folder / str(len(steps)), given)
     return steps
-
-
-def _peer(cfg: CfgNode, folder: Path, batches: Any) -> Driven:
-    if isinstance(batches, list):
-        batches = batches * 10_000
-    return theirs(cfg, peer_model(cfg), folder, batches)
 
 
 def peer_model(cfg: CfgNode) -> nn.Module:

@@ -94,7 +94,7 @@ def watched(step: Any, hooks: Iterable[Any], batches: str, parts: Parts) -> Iter
     """
     model: nn.Module = step.model
     before = {name: dict(getattr(model, name)) for name in ("_forward_pre_hooks", "_forward_hooks")}
-    with mock.patch.multiple(step, **{batches: _Batches(getattr(step, batches), parts)}):
+    with mock.patch.object(step, batches, _Batches(getattr(step, batches), parts)):
         patches = [
             mock.patch.object(model, "forward", parts.around(model.forward, FORWARD)),
             mock.patch.object(Tensor, "backward", _method(parts, Tensor.backward)),

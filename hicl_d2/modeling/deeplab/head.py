@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
 from hicl_d2.modeling.deeplab.check import check_deeplab_head, training_crop
+from hicl_d2.modeling.deeplab.fused_loss import can_fuse, upsampled_loss
 from hicl_d2.modeling.deeplab.loss import build_loss
 from hicl_d2.modeling.deeplab.pooling import accept_any_size
 
@@ -83,6 +84,8 @@ def pixel_loss(
     Where (H, W) are no multiples of the stride, the upsampled logits are cropped to (H, W).
     """
     assert targets is not None, "labels (sem_seg) are needed in training"
+    if can_fuse(loss, logits):
+        return upsampled_loss(loss, logits, targets, stride, weights)
     logits = upsample(logits, stride)[..., : targets.shape[-2], : targets.shape[-1]]
     return loss(logits, targets, weights)
 
