@@ -16,7 +16,7 @@ CHECK, OPTIMISER, LOGGING, REST = "gradient check", "optimiser", "logging", "res
 PARTS = (LOADER, FORWARD, BRANCH, BACKWARD, CHECK, OPTIMISER, LOGGING, REST)
 # What the trainers call their own parts. A method that a trainer does not have is passed over.
 METHODS = {
-    "_largest_gradient": CHECK,
+    "_norm_of_gradients": CHECK,
     "_is_bad_anywhere": CHECK,
     "_log": LOGGING,
     "_write_metrics": LOGGING,

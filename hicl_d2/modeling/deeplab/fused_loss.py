@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hicl_d2.contrast.fused.host import on_host
+from hicl_d2.contrast.fused import host
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
 
 # Logits at the labels' size that are made at a time.
@@ -23,7 +23,7 @@ CHUNK = 1 << 18
 
 def can_fuse(loss: nn.Module, logits: Tensor) -> bool:
     """Return whether ``loss`` is one of the two losses, and ``logits`` are in the host's memory."""
-    return type(loss) in (PixelCrossEntropy, HardPixelMining) and on_host(logits)
+    return type(loss) in (PixelCrossEntropy, HardPixelMining) and host.on_host(logits)
 
 
 @torch.compiler.disable
