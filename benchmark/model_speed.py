@@ -36,10 +36,10 @@ from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.engine.precision import PRECISIONS
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.memory_format import set_memory_format
 from hicl_d2.modeling.settings import base_architecture, blank_size
-from hicl_d2.run.setup import PRECISIONS
 
 PLAIN, BRANCH, DETECTRON2 = "plain", "with the branch", "Detectron2's own"
 HEADERS = (

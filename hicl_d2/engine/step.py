@@ -22,7 +22,6 @@ from hicl_d2.modeling.memory_format import like
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SHOWN_FILES = 4
 GRADIENT = "the largest gradient"
 # Of an optimiser's groups: how it computes, which is no part of what it has learned.
