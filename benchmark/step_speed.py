@@ -5,6 +5,9 @@ with the loader (one process). Detectron2's is its SimpleTrainer with the hooks 
 the config and weights where it has one, and on the project's where it has none; its trainer has no half precision on a CPU.
 It is measured where it is installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
 
+With --evaluate N the same is measured of evaluation: `--eval-only` on the first N test images, without building the model,
+against Detectron2's inference_on_dataset with its SemSegEvaluator, without boundary figures; both must find the same mIoU.
+
 All rows take turns within a round, and a row's second step counts; times are CPU time with one thread, medians over rounds,
 and ratios are medians of those within rounds (see contrast_speed.py). Then, of some more steps, where the time goes.
 """
@@ -14,8 +17,9 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from speed.meter import measure, median_ratio, processor
 from speed.parts import PARTS, Parts, watched
-from speed.trainers import Driven, detectron2_loader, detectron2_model, has_detectron2, ours, theirs
+from speed.trainers import (
+    Driven,
+    detectron2_evaluation,
+    detectron2_loader,
+    detectron2_model,
+    has_detectron2,
+    our_evaluation,
+    ours,
+    theirs,
+)
 from tabulate import tabulate
 from torch import nn
 
@@ -48,6 +61,9 @@ DEFAULT = [
 PRECISIONS = ("float32", "bfloat16")
 PEER = "Detectron2's trainer"
 LOADING = ", with the loader"
+PEER_EVALUATION = "Detectron2's evaluation"
+# Points of mIoU: a pixel between two classes may round to either.
+SAME_SCORE = 0.01
 # Batches that are made once and used over and over.
 BATCHES = 4
 
@@ -102,6 +118,9 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=whole(1), default=7)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["float32"])
+    parser.add_argument(
+        "--evaluate", type=whole(1), metavar="N", help="test images to evaluate, in place of training"
+    )
     parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="CSV file to write")
@@ -122,6 +141,11 @@ def main() -> int:
         )
     rows: list[dict[str, Any]] = []
     for file, cfg in configs.items():
+        if args.evaluate:
+            rows += compare_evaluations(file, cfg, args.evaluate, args.rounds)
+            if args.output:
+                write_csv(args.output, rows)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             table = Table(file, cfg, make_steps(cfg, args.precision, Path(folder)))
             table.times = measure(dict(table.steps), args.rounds, torch.device(args.device))
@@ -200,6 +224,49 @@ def show(table: Table) -> None:
     headers = ["trainer", "images / s", "x Detectron2", *(f"{part} %" for part in PARTS)]
     formats = ("", ".2f", ".2f", *(".1f" for _ in PARTS))
     _show(f"\n{table.name}: {rows[0]['batch']}\n{tabulate(cells, headers, 'github', floatfmt=formats)}\n")
+
+
+def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure the evaluation of one config, print its table, and return the rows as a CSV file has them.
+
+    Raises AssertionError where the two find different scores.
+    """
+    plain = _without_branch(cfg)
+    device = torch.device(cfg.MODEL.DEVICE)
+    torch.manual_seed(0)
+    model = Trainer.build_model(plain)
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {"--eval-only": our_evaluation(plain, model, Path(folder, "ours"), images)}
+        if has_detectron2():
+            calls[PEER_EVALUATION] = detectron2_evaluation(
+                plain, peer_model(plain), Path(folder, "theirs"), images
+            )
+        times = measure(
+            {row: partial(_keep, found, row, call) for row, call in calls.items()}, rounds, device
+        )
+    first, *others = found.values()
+    assert all(abs(other - first) < SAME_SCORE for other in others), found
+    rows = [
+        {
+            "config": Path(name).stem.removesuffix("_hicl"),
+            "images": images,
+            "device": processor(device),
+            "torch": torch.__version__,
+            "evaluation": row,
+            "images_per_second": 1e3 * images / statistics.median(own),
+            "to_peer": median_ratio(times[PEER_EVALUATION], own) if PEER_EVALUATION in times else None,
+        }
+        for row, own in times.items()
+    ]
+    cells = [[row["evaluation"], row["images_per_second"], row["to_peer"]] for row in rows]
+    headers = ["evaluation", "images / s", "x Detectron2"]
+    _show(f"\n{name}: {images} images\n{tabulate(cells, headers, 'github', floatfmt='.2f')}\n")
+    return rows
+
+
+def _keep(found: dict[str, float], row: str, call: Callable[[], float]) -> None:
+    found[row] = call()
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -13,12 +13,22 @@ from torch.nn.utils import clip_grad_norm_
 
 from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.utils import EventStorage
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.engine.trainer import Trainer
 
-__all__ = ["Driven", "detectron2_loader", "detectron2_model", "has_detectron2", "ours", "theirs"]
+__all__ = [
+    "Driven",
+    "detectron2_evaluation",
+    "detectron2_loader",
+    "detectron2_model",
+    "has_detectron2",
+    "our_evaluation",
+    "ours",
+    "theirs",
+]
 
 # Iterations that a schedule is made for; none of what comes last is reached.
 MANY = 1_000_000
@@ -176,6 +186,49 @@ def detectron2_loader(cfg: CfgNode) -> Any:
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def our_evaluation(cfg: CfgNode, model: nn.Module, folder: Path, images: int) -> Callable[[], Any]:
+    """Return what ``train_net.py --eval-only`` does with the first ``images`` of the test data, once the model is built."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    name = cfg.DATASETS.TEST[0]
+    first = f"{name}_first_{images}"
+    if first not in DatasetCatalog:
+        DatasetCatalog.register(first, lambda: load_records(name)[:images])
+        MetadataCatalog.get(first).set(**_metadata(name))
+    cfg.DATASETS.TEST = (first,)
+    return lambda: Trainer.test(cfg, model)["sem_seg"]["mIoU"]
+
+
+def detectron2_evaluation(cfg: CfgNode, model: nn.Module, folder: Path, images: int) -> Callable[[], Any]:
+    """Return Detectron2's inference_on_dataset on the same images, with its loader and its SemSegEvaluator."""
+    data, transforms, evaluation = (_detectron2(name) for name in ("data", "data.transforms", "evaluation"))
+    name = cfg.DATASETS.TEST[0]
+    first = f"{name}_first_{images}"
+    records = load_records(name)[:images]
+    if first not in data.DatasetCatalog:
+        data.DatasetCatalog.register(first, lambda: records)
+        data.MetadataCatalog.get(first).set(**{"ignore_label": 255, **_metadata(name)})
+    resize = transforms.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = data.DatasetMapper(False, augmentations=[resize], image_format=cfg.INPUT.FORMAT)
+    evaluator = evaluation.SemSegEvaluator(first, distributed=False, output_dir=str(folder))
+    evaluator._compute_boundary_iou = False  # a figure that ours gives only where it is asked for
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def evaluate() -> Any:
+        loader = data.build_detection_test_loader(
+            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        return evaluation.inference_on_dataset(model, loader, evaluator)["sem_seg"]["mIoU"]
+
+    return evaluate
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    known = MetadataCatalog.get(name)
+    return {key: known.get(key) for key in ("stuff_classes", "evaluator_type") if known.get(key)}
 
 
 def _their_colours() -> Any:

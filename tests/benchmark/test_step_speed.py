@@ -63,6 +63,27 @@ def test_the_peer_is_measured_or_passed_over_by_name(table: Any) -> None:
         assert "Detectron2's trainer is passed over" in said
 
 
+@pytest.mark.usefixtures("data_root")
+def test_evaluation_has_a_table_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = tmp_path / "tiny.yaml", tmp_path / "rows.csv"
+    config.write_text(tiny.CONFIG)
+    words = ["--config-file", str(config), "--rounds", "1", "--evaluate", "2", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["step_speed.py", *words])
+    threads = torch.get_num_threads()
+    try:
+        assert step_speed.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    with open(output) as file:
+        first, *others = csv.DictReader(file)
+    assert (first["config"], first["images"], first["evaluation"]) == ("tiny", "2", "--eval-only")
+    assert float(first["images_per_second"]) > 0
+    assert [row["evaluation"] for row in others] == [step_speed.PEER_EVALUATION] * step_speed.has_detectron2()
+    assert "| --eval-only " in capsys.readouterr().out
+
+
 def test_a_part_inside_a_part_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0, 1, 3, 6, 10, 15])
     parts = Parts(torch.device("cpu"))

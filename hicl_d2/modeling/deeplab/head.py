@@ -91,8 +91,12 @@ def pixel_loss(
 
 
 def upsample(logits: Tensor, stride: int) -> Tensor:
-    """Return (B, K, h x stride, w x stride), bilinear."""
-    return F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
+    """Return (B, K, h x stride, w x stride), bilinear.
+
+    Class by class in memory: with few classes, the last axis of a channels_last map is too short for vector instructions, and
+    whatever is done with the scores at the image's size (resizing, the highest of them) would copy them first.
+    """
+    return F.interpolate(logits.contiguous(), scale_factor=stride, mode="bilinear", align_corners=False)
 
 
 class DeepLabV3PlusHead(nn.Module):
