@@ -91,12 +91,17 @@ def pixel_loss(
 
 
 def upsample(logits: Tensor, stride: int) -> Tensor:
-    """Return (B, K, h x stride, w x stride), bilinear.
+    """Return (B, K, h x stride, w x stride), bilinear."""
+    return F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
 
-    Class by class in memory: with few classes, the last axis of a channels_last map is too short for vector instructions, and
-    whatever is done with the scores at the image's size (resizing, the highest of them) would copy them first.
+
+def upsample_scores(logits: Tensor, stride: int) -> Tensor:
+    """Return what :func:`upsample` does, class by class in memory.
+
+    With few classes, the last axis of a channels_last map is too short for vector instructions, and whatever is done with the
+    scores at the image's size (resizing, the highest of them) would copy them first.
     """
-    return F.interpolate(logits.contiguous(), scale_factor=stride, mode="bilinear", align_corners=False)
+    return upsample(logits.contiguous(), stride)
 
 
 class DeepLabV3PlusHead(nn.Module):
@@ -208,7 +213,7 @@ class DeepLabV3PlusHead(nn.Module):
             return y
         if self.training:
             return None, self.losses(y, targets)
-        return upsample(y, self.common_stride), {}
+        return upsample_scores(y, self.common_stride), {}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the common stride, or without classes the decoder's feature."""
@@ -261,7 +266,7 @@ class DeepLabV3Head(nn.Module):
         logits = self.predictor(self.aspp(features[self.in_features[0]]))
         if self.training:
             return None, self.losses(logits, targets)
-        return upsample(logits, self.common_stride), {}
+        return upsample_scores(logits, self.common_stride), {}
 
     def losses(self, predictions: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         """Return the loss of logits (B, K, h, w) against labels (B, H, W)."""
