@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.utils import comm, get_event_storage, seed_all_rng
+from hicl_d2.engine.precision import keep_depthwise_in_float32
 from hicl_d2.modeling.memory_format import like
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class StepTrainer:
         self.precision = precision
         self._parameters = list(model.parameters())
         self.device_type = next(model.parameters()).device.type
+        if precision is torch.bfloat16 and self.device_type == "cpu":
+            keep_depthwise_in_float32(model)
         self.grad_scaler = GradScaler(self.device_type, enabled=precision is torch.float16)
         self.accumulate = accumulate
         self.nonfinite_limit = nonfinite_limit

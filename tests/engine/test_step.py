@@ -134,6 +134,22 @@ def test_gradients_that_overflow_in_float16_are_skipped_and_no_error() -> None:
     assert trainer.grad_scaler.get_scale() < 3e38
 
 
+def test_a_fused_step_is_skipped_on_the_device_where_gradients_overflow_in_float16() -> None:
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    trainer = StepTrainer(model, [[{"x": torch.ones(4)}] * 2] * 9, optimizer, seed=3, precision=torch.float16)
+    before = model.linear.weight.clone()
+    trainer.grad_scaler.scale(torch.zeros(()))
+    trainer.grad_scaler.update(3e38)
+    _run(trainer, 0)
+    assert torch.equal(model.linear.weight, before)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {0}
+    trainer.grad_scaler.update(8.0)
+    _run(trainer, 1)
+    assert not torch.equal(model.linear.weight, before)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1}
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_named_and_nothing_is_updated(bad: float) -> None:
     trainer = _trainer()
