@@ -14,8 +14,6 @@ memory at any crop and batch within seconds. A model that looks at values, as Ma
 
 import contextlib
 import csv
-import importlib
-import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from speed.follow import Footprint, LooksAtValuesError, follow, operators
 from speed.meter import measure, median_ratio, peak_bytes, processor
+from speed.trainers import detectron2_model, has_detectron2
 from tabulate import tabulate
 from torch import nn
 
@@ -34,13 +33,13 @@ from hicl_d2.command.cli import Parser, parse_with_overrides, run
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import atomic_open
 from hicl_d2.config import load_config
-from hicl_d2.d2 import RUNTIME, USES_DETECTRON2
+from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
+from hicl_d2.engine.precision import PRECISIONS
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.memory_format import set_memory_format
 from hicl_d2.modeling.settings import base_architecture, blank_size
-from hicl_d2.run.setup import PRECISIONS
 
 PLAIN, BRANCH, DETECTRON2 = "plain", "with the branch", "Detectron2's own"
 HEADERS = (
@@ -241,37 +240,12 @@ def build_models(cfg: CfgNode) -> dict[str, nn.Module]:
     for row, each in ((PLAIN, plain), (BRANCH, branch)):
         torch.manual_seed(0)
         models[row] = set_memory_format(each, build_model(each))
-    if not USES_DETECTRON2 and importlib.util.find_spec("detectron2") is not None:
+    if has_detectron2():
         theirs = detectron2_model(plain)
         if theirs is not None:
             theirs.load_state_dict(models[PLAIN].state_dict())
             models[DETECTRON2] = theirs
     return models
-
-
-def detectron2_model(cfg: CfgNode) -> nn.Module | None:
-    """Return the model of ``cfg`` that Detectron2 itself builds, or None if it has no such model."""
-    config = importlib.import_module("detectron2.config")
-    deeplab = importlib.import_module("detectron2.projects.deeplab")
-    modeling = importlib.import_module("detectron2.modeling")
-    theirs = config.get_cfg()
-    deeplab.add_deeplab_config(theirs)
-    _copy(cfg, theirs)
-    names = (
-        (modeling.META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
-        (modeling.BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
-        (modeling.SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME),
-    )
-    return modeling.build_model(theirs) if all(name in registry for registry, name in names) else None
-
-
-def _copy(source: CfgNode, target: Any) -> None:
-    for key, value in source.items():
-        if isinstance(value, CfgNode):
-            if key in target:
-                _copy(value, target[key])
-        elif key in target:
-            target[key] = value
 
 
 def make_batch(cfg: CfgNode, size: int) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from hicl_d2.d2.config import CfgNode
 
 SCHEDULES = ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR")
 CLIP_TYPES = ("full_model", "norm", "value")
+# On which torch's fused Adam works.
+FUSING_DEVICES = ("cpu", "cuda")
 
 # Learned offsets of positions in Swin and ViT: like embeddings, they are not decayed.
 _POSITIONS = ("absolute_pos_embed", "position_embeddings", "relative_position_bias_table")
@@ -33,7 +35,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     _check("SOLVER.OPTIMIZER", name, _OPTIMIZERS)
     groups = parameter_groups(cfg, model)
     try:
-        optimizer = _OPTIMIZERS[name](cfg.SOLVER, groups)
+        optimizer = _OPTIMIZERS[name](cfg.SOLVER, groups, fused=_can_fuse(cfg, groups))
     except ValueError as error:
         raise InputError(f"SOLVER: {name} cannot be built: {one_line(error)}") from None
     return _clip_gradients(cfg, optimizer)
@@ -78,6 +80,18 @@ def _with_own_decay(group: dict[str, Any], embeddings: set[Tensor], decay: float
         yield {**group, "params": decayed, "weight_decay": decay}
 
 
+def _can_fuse(cfg: CfgNode, groups: list[dict[str, Any]]) -> bool:
+    """Return whether torch has one kernel for the whole step of Adam and AdamW on these parameters.
+
+    Under a gradient scaler a fused step is given gradients with the scale on them, which clipping by parameter does not know.
+    """
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE != "full_model":
+        return False
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(each.device.type in FUSING_DEVICES and each.is_floating_point() for each in parameters)
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Build the schedule that SOLVER.LR_SCHEDULER_NAME names.
 
@@ -106,10 +120,22 @@ def _clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
 
     def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        _take_scale_off(optimizer, parameters)
         clip_grad_norm_(parameters, bound, norm_type)
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def _take_scale_off(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Divide the gradients by the scale that a gradient scaler has left for a fused step to take off."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.div_(scale)
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def _check(key: str, name: str, known: Any) -> None:
@@ -117,7 +143,7 @@ def _check(key: str, name: str, known: Any) -> None:
         raise InputError(f"{key} is {name!r}{nearest(str(name), known)}; expected one of {listing(known)}")
 
 
-def _sgd(settings: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _sgd(settings: CfgNode, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         groups,
         lr=settings.BASE_LR,
@@ -128,15 +154,19 @@ def _sgd(settings: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimiz
     )
 
 
-def _adam(settings: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=settings.BASE_LR, weight_decay=settings.WEIGHT_DECAY)
+def _adam(settings: CfgNode, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        groups, lr=settings.BASE_LR, weight_decay=settings.WEIGHT_DECAY, fused=fused or None
+    )
 
 
-def _adamw(settings: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=settings.BASE_LR, weight_decay=settings.WEIGHT_DECAY)
+def _adamw(settings: CfgNode, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups, lr=settings.BASE_LR, weight_decay=settings.WEIGHT_DECAY, fused=fused or None
+    )
 
 
-_OPTIMIZERS: dict[str, Callable[[CfgNode, list[dict[str, Any]]], torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": _sgd,
     "ADAM": _adam,
     "ADAMW": _adamw,

@@ -37,8 +37,9 @@ from hicl_d2.engine.hooks import (
 )
 from hicl_d2.engine.idle import IdleBranch
 from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
+from hicl_d2.engine.precision import PRECISIONS, warning_of
 from hicl_d2.engine.scaling import scale_to_processes
-from hicl_d2.engine.step import PRECISIONS, StepTrainer
+from hicl_d2.engine.step import StepTrainer
 from hicl_d2.engine.trackers import Tracking
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.inference import Named
@@ -78,6 +79,10 @@ class Trainer(TrainerBase):
             model = DistributedDataParallel(model, broadcast_buffers=False, device_ids=device_ids)
         self.model, self.optimizer, self.data_loader = model, optimizer, data_loader
         precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+        warning = warning_of(precision, next(model.parameters()).device.type)
+        if warning:
+            console.say(f"warning: {warning}")
+            logger.warning(warning)
         self._trainer = StepTrainer(
             model,
             data_loader,

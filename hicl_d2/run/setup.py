@@ -18,7 +18,7 @@ from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
-from hicl_d2.engine.step import PRECISIONS
+from hicl_d2.engine.precision import PRECISIONS
 from hicl_d2.engine.trackers import check_trackers
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.instances import check_kind

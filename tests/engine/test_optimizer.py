@@ -145,6 +145,56 @@ def test_clipping_sees_gradients_without_the_loss_scale() -> None:
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("name", ["ADAM", "ADAMW"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_fused_step_is_the_plain_one(name: str, layout: torch.memory_format) -> None:
+    """Equal within rounding, also for weights that lie in memory as channels_last."""
+    plain_kinds = {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
+    found = []
+    for is_ours in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)).to(
+            memory_format=layout
+        )
+        cfg = _config(OPTIMIZER=name, BASE_LR=0.01, WEIGHT_DECAY=0.1)
+        optimizer = (
+            build_optimizer(cfg, model)
+            if is_ours
+            else plain_kinds[name](parameter_groups(cfg, model), lr=0.01, foreach=False)
+        )
+        assert all(bool(group["fused"]) is is_ours for group in optimizer.param_groups)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(2, 3, 6, 6).contiguous(memory_format=layout)).square().sum().backward()
+            optimizer.step()
+        assert model[0].weight.stride() == optimizer.state[model[0].weight]["exp_avg"].stride()
+        found.append((list(model.parameters()), optimizer))
+    (ours, our_optimizer), (theirs, their_optimizer) = found
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+        assert our_optimizer.state[one].keys() == their_optimizer.state[other].keys()
+        for key, value in our_optimizer.state[one].items():
+            torch.testing.assert_close(value, their_optimizer.state[other][key])
+
+
+@pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+@pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
+def test_a_gradient_scaler_of_ones_own_clips_without_the_scale(name: str, clip_type: str) -> None:
+    options = {"CLIP_GRADIENTS__ENABLED": True, "CLIP_GRADIENTS__CLIP_TYPE": clip_type}
+    results = []
+    for scale in (1.0, 1024.0):
+        model = _Model()
+        optimizer = build_optimizer(_config(OPTIMIZER=name, **options, CLIP_GRADIENTS__CLIP_VALUE=0.5), model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(model()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("clip_type", ["value", "norm"])
 def test_clipping_by_parameter_is_detectron2_s(clip_type: str) -> None:
     cfg = _config(CLIP_GRADIENTS__ENABLED=True, CLIP_GRADIENTS__CLIP_TYPE=clip_type)

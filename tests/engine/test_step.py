@@ -1,6 +1,7 @@
 """One step: precision, randomness, losses that are not finite."""
 
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.d2.utils import EventStorage
-from hicl_d2.engine.step import NonFiniteLossError, StepTrainer, on_cpu, seed_all
+from hicl_d2.engine.step import NonFiniteLossError, StepTrainer, as_numbers, seed_all
 
 
 class Model(nn.Module):
@@ -101,6 +102,28 @@ def test_the_gradient_scaler_is_resumed() -> None:
     _trainer(precision=torch.bfloat16).load_state_dict(first.state_dict())  # a checkpoint of either will do
 
 
+@pytest.mark.parametrize("saved_fused", [None, True])
+@pytest.mark.parametrize("precision", [None, torch.float16])
+def test_a_state_loads_into_an_optimizer_that_computes_otherwise(
+    saved_fused: bool | None, precision: torch.dtype | None
+) -> None:
+    """As one that an older version or another device saved; how it computes stays its own."""
+    trainers = []
+    for fused in (saved_fused, not saved_fused or None):
+        model = Model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        batch = [{"x": torch.ones(4)}] * 2
+        trainers.append(StepTrainer(model, [batch] * 20, optimizer, seed=3, precision=precision))
+    first, second = trainers
+    _run(first, 0, 1)
+    second.model.load_state_dict(first.model.state_dict())
+    second.load_state_dict(deepcopy(first.state_dict()))
+    assert [group["fused"] for group in second.optimizer.param_groups] == [not saved_fused or None]
+    for trainer in trainers:
+        _run(trainer, 2, 3)
+    torch.testing.assert_close(first.model.linear.weight, second.model.linear.weight)
+
+
 def test_gradients_that_overflow_in_float16_are_skipped_and_no_error() -> None:
     trainer = _trainer(precision=torch.float16)
     before = trainer.model.linear.weight.clone()
@@ -109,6 +132,22 @@ def test_gradients_that_overflow_in_float16_are_skipped_and_no_error() -> None:
     _run(trainer, 0)
     assert torch.equal(trainer.model.linear.weight, before)
     assert trainer.grad_scaler.get_scale() < 3e38
+
+
+def test_a_fused_step_is_skipped_on_the_device_where_gradients_overflow_in_float16() -> None:
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    trainer = StepTrainer(model, [[{"x": torch.ones(4)}] * 2] * 9, optimizer, seed=3, precision=torch.float16)
+    before = model.linear.weight.clone()
+    trainer.grad_scaler.scale(torch.zeros(()))
+    trainer.grad_scaler.update(3e38)
+    _run(trainer, 0)
+    assert torch.equal(model.linear.weight, before)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {0}
+    trainer.grad_scaler.update(8.0)
+    _run(trainer, 1)
+    assert not torch.equal(model.linear.weight, before)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -134,10 +173,11 @@ def test_a_single_loss_is_the_total() -> None:
 
 
 def test_losses_are_brought_over_together() -> None:
-    found = on_cpu({"a": torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True), "b": torch.tensor(2.0)})
-    assert {name: value.item() for name, value in found.items()} == {"a": 1.5, "b": 2.0}
-    assert not found["a"].requires_grad
-    assert on_cpu({}) == {}
+    found = as_numbers(
+        {"a": torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True), "b": torch.tensor(2.0)}
+    )
+    assert found == {"a": 1.5, "b": 2.0}
+    assert as_numbers({}) == {}
 
 
 # ----------------------------------------------------------------------------------------------------------

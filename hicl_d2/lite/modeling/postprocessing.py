@@ -14,4 +14,5 @@ def sem_seg_postprocess(
     size = (output_height, output_width)
     if logits.shape[-2:] == size:  # resizing to the same size changes nothing
         return logits[0].contiguous()
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+    # Pixel by pixel in memory (channels_last) few classes are resized slowly, and copied twice.
+    return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=False)[0]

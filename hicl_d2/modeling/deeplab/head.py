@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
 from hicl_d2.modeling.deeplab.check import check_deeplab_head, training_crop
+from hicl_d2.modeling.deeplab.fused_loss import can_fuse, upsampled_loss
 from hicl_d2.modeling.deeplab.loss import build_loss
 from hicl_d2.modeling.deeplab.pooling import accept_any_size
 
@@ -83,6 +84,8 @@ def pixel_loss(
     Where (H, W) are no multiples of the stride, the upsampled logits are cropped to (H, W).
     """
     assert targets is not None, "labels (sem_seg) are needed in training"
+    if can_fuse(loss, logits):
+        return upsampled_loss(loss, logits, targets, stride, weights)
     logits = upsample(logits, stride)[..., : targets.shape[-2], : targets.shape[-1]]
     return loss(logits, targets, weights)
 
@@ -90,6 +93,15 @@ def pixel_loss(
 def upsample(logits: Tensor, stride: int) -> Tensor:
     """Return (B, K, h x stride, w x stride), bilinear."""
     return F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
+
+
+def upsample_scores(logits: Tensor, stride: int) -> Tensor:
+    """Return what :func:`upsample` does, class by class in memory.
+
+    With few classes, the last axis of a channels_last map is too short for vector instructions, and whatever is done with the
+    scores at the image's size (resizing, the highest of them) would copy them first.
+    """
+    return upsample(logits.contiguous(), stride)
 
 
 class DeepLabV3PlusHead(nn.Module):
@@ -201,7 +213,7 @@ class DeepLabV3PlusHead(nn.Module):
             return y
         if self.training:
             return None, self.losses(y, targets)
-        return upsample(y, self.common_stride), {}
+        return upsample_scores(y, self.common_stride), {}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the common stride, or without classes the decoder's feature."""
@@ -254,7 +266,7 @@ class DeepLabV3Head(nn.Module):
         logits = self.predictor(self.aspp(features[self.in_features[0]]))
         if self.training:
             return None, self.losses(logits, targets)
-        return upsample(logits, self.common_stride), {}
+        return upsample_scores(logits, self.common_stride), {}
 
     def losses(self, predictions: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         """Return the loss of logits (B, K, h, w) against labels (B, H, W)."""

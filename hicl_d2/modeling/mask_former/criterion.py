@@ -8,15 +8,67 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from transformers import Mask2FormerConfig
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerHungarianMatcher,
+    Mask2FormerLoss,
+    pair_wise_dice_loss,
+    pair_wise_sigmoid_cross_entropy_loss,
+    sample_point,
+)
 
 from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.d2.utils import comm
 
 # Names of the losses in the original, in its order, and in transformers.
 LOSSES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
+
+
+class Matcher(Mask2FormerHungarianMatcher):
+    """Transformers' matcher, with the same random points, costs and matches.
+
+    All queries of an image are read at its points in one pass over them, and the costs of all images are brought to the
+    host together.
+    """
+
+    @torch.no_grad()
+    def forward(
+        self,
+        masks_queries_logits: Tensor,
+        class_queries_logits: Tensor,
+        mask_labels: Any,
+        class_labels: Any,
+    ) -> list[Any]:
+        """Return for each image, as two tensors of numbers, which queries are matched with which of its masks.
+
+        Args:
+            masks_queries_logits: (B, Q, h, w).
+            class_queries_logits: (B, Q, K + 1).
+            mask_labels: per image (N, H, W), 0 or 1.
+            class_labels: per image (N,).
+        """
+        images = zip(masks_queries_logits, class_queries_logits, mask_labels, class_labels, strict=True)
+        costs = [self._costs(*image) for image in images]
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+        parts = flat.split([cost.numel() for cost in costs])
+        found = [
+            linear_sum_assignment(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)
+        ]
+        return [(torch.as_tensor(queries), torch.as_tensor(masks)) for queries, masks in found]
+
+    def _costs(self, masks: Tensor, classes: Tensor, mask_labels: Tensor, class_labels: Tensor) -> Tensor:
+        """Return what each match would cost, (Q, N); what is not finite costs the most."""
+        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        predicted = sample_point(masks[None], points, align_corners=False)[0]
+        wanted = sample_point(mask_labels.to(masks)[None], points, align_corners=False)[0]
+        of_class = -classes.softmax(-1)[:, class_labels]
+        of_mask = pair_wise_sigmoid_cross_entropy_loss(predicted, wanted)
+        of_dice = pair_wise_dice_loss(predicted, wanted)
+        cost = self.cost_mask * of_mask + self.cost_class * of_class + self.cost_dice * of_dice
+        most = torch.finfo(cost.dtype).max
+        return torch.nan_to_num(cost, nan=most, posinf=most, neginf=most)
 
 
 class SetCriterion(Mask2FormerLoss):
@@ -47,6 +99,7 @@ class SetCriterion(Mask2FormerLoss):
         }
         weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         super().__init__(Mask2FormerConfig(**settings), weights)
+        self.matcher = Matcher(class_weight, mask_weight, dice_weight, points)
         self.deep_supervision = deep_supervision
 
     @uncompiled  # matching leaves torch, and the number of masks differs from step to step

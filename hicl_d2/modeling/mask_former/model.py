@@ -100,9 +100,11 @@ class MaskFormer(SemanticSegmentor):
     def targets(self, batched_inputs: list[dict[str, Any]]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the class ids (N,) present in each image and their masks (N, H, W), padded to one size."""
         ignore_value: Any = self.sem_seg_head.ignore_value
+        # Of the maps as they are given, in the host's memory: there it need not wait to know how many classes there are.
+        present = [_values(entry["sem_seg"]) for entry in batched_inputs]
+        labels = [ids[ids != ignore_value].to(self.device) for ids in present]
         maps = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
         padded = ImageList.from_tensors(maps, self.size_divisibility, ignore_value).tensor
-        labels = [ids[ids != ignore_value] for ids in map(torch.unique, padded)]
         masks = [(area == ids[:, None, None]).float() for area, ids in zip(padded, labels, strict=True)]
         return labels, masks
 
@@ -112,3 +114,10 @@ class MaskFormer(SemanticSegmentor):
         if self.resize_masks:
             return semantic_scores(classes, sem_seg_postprocess(masks, size, *target))
         return sem_seg_postprocess(semantic_scores(classes, masks), size, *target)
+
+
+def _values(labels: Tensor) -> Tensor:
+    """Return the values that occur in ``labels``, whole numbers, in order; on a CPU by counting instead of a sort."""
+    if labels.device.type != "cpu" or not labels.numel() or labels.min() < 0 or labels.max() >= 1 << 16:
+        return torch.unique(labels)
+    return labels.flatten().bincount().nonzero()[:, 0].to(labels.dtype)

@@ -15,7 +15,7 @@ from hicl_d2.modeling.deeplab.head import (
     make_predictor,
     make_two_convolutions,
     pixel_loss,
-    upsample,
+    upsample_scores,
 )
 from hicl_d2.modeling.deeplab.loss import build_loss
 
@@ -70,7 +70,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
         logits = self.layers(features)
         if self.training:
             return None, self.losses(logits, targets, weights)
-        return upsample(logits, self.common_stride), {}
+        return upsample_scores(logits, self.common_stride), {}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the common stride."""

@@ -214,6 +214,19 @@ def test_autocast_keeps_the_loss_in_float32(dtype):
     assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("name", DEEPLAB_HEADS)
+def test_scores_lie_class_by_class_in_memory_in_either_layout(name):
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = build_seeded(deeplab_cfg(name, ASPP_DROPOUT=0.0)).eval().to(memory_format=layout)
+        with torch.no_grad():
+            (output,) = model([{**make_batch((60, 90))[0], "height": 30, "width": 50}])
+        assert output["sem_seg"].shape == (4, 30, 50)
+        assert output["sem_seg"].is_contiguous()
+        found.append(output["sem_seg"])
+    torch.testing.assert_close(*found)
+
+
 def test_training_without_labels_says_so():
     with pytest.raises(AssertionError, match="labels"):
         make_head()(make_features(64, 96))
