@@ -175,6 +175,9 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.WINDOWS = [1, 2, 4, 8, 16]
     # Whether windows also start at half a window's distance (stride s/2 instead of s).
     hicl.OVERLAP = False
+    # What a component is the mean over: a "window", or its cells of one "class" (at least as many as the window's side), so
+    # that thin objects have components at every level. PURITY and COVERAGE are then asked of single cells.
+    hicl.POOLING = "window"
     # A candidate is kept if at least this share of its valid pixels has one class (0 switches the criterion off) ...
     hicl.PURITY = [0.9]
     # ... at least this share of its pixels is valid (0 switches it off) ...

@@ -9,6 +9,7 @@ from torch import Tensor
 from hicl_d2.contrast.anchors import Sample, choose_anchors, sample_balanced, wrongly_predicted
 from hicl_d2.contrast.bank import ComponentBank
 from hicl_d2.contrast.candidates import WindowLabels
+from hicl_d2.contrast.class_pooling import find_candidates, gather_class_windows
 from hicl_d2.contrast.components import Components
 from hicl_d2.contrast.diagnostics import mean_similarities
 from hicl_d2.contrast.frame import Contrast
@@ -20,7 +21,10 @@ from hicl_d2.contrast.pairing import Pairing, pair
 from hicl_d2.contrast.processes import is_distributed
 from hicl_d2.contrast.pruning import Pruned, prune, touches_boundary
 
-__all__ = ["Drawn", "HiCLBranch"]
+__all__ = ["POOLINGS", "Drawn", "HiCLBranch"]
+
+# What a component is the mean over: all cells of a window, or its cells of one class.
+POOLINGS = ("window", "class")
 
 
 class Drawn(NamedTuple):
@@ -29,13 +33,15 @@ class Drawn(NamedTuple):
     Attributes:
         anchors: A cells of the flattened (B, h, w), grouped by class.
         components: M windows, grouped by class x L + level. They are numbered level after level, each level as a flattened
-            (B, rows, columns).
+            (B, rows, columns); with class pooling by their first cells (`gather_class_windows`).
+        classes: (B, h, w) integer, the class of every cell that may be an anchor; -1 for other cells.
         hard: (B, h, w) bool, the cells that are predicted wrongly; None without logits.
         pruned: what each criterion leaves of the candidates, by level.
     """
 
     anchors: Sample
     components: Sample
+    classes: Tensor
     hard: Tensor | None
     pruned: list[Pruned]
 
@@ -82,6 +88,7 @@ class HiCLBranch(Contrast):
         ignore_value: int = 255,
         windows: Sequence[int] = (1, 2, 4, 8, 16),
         overlap: bool = False,
+        pooling: str = "window",
         purity: Sequence[float] = (0.9,),
         coverage: Sequence[float] = (0.5,),
         confidence_low: Sequence[float] = (0.0,),
@@ -111,6 +118,9 @@ class HiCLBranch(Contrast):
             ignore_value: label of pixels without a class.
             windows: sides of the windows in cells, ascending; one level each. (1,) is pixel-to-pixel contrast.
             overlap: windows start half a window apart.
+            pooling: "window": a component is the mean over a window, whose class is its most frequent one. "class": a
+                window has a component for each class that has at least as many pure cells in it as the window's side, the
+                mean over these cells; purity and coverage are then asked of single cells, and no confidence.
             purity: least share of a candidate's labelled pixels that its class must have; 0 switches the criterion off.
             coverage: least share of its pixels that must be labelled; 0 switches it off.
             confidence_low: least mean predicted probability of its class; 0 switches it off.
@@ -147,11 +157,16 @@ class HiCLBranch(Contrast):
         self.levels = make_levels(
             windows, purity, coverage, confidence_low, confidence_high, level_weights, overlap=overlap
         )
-        _check_choices(level_loss, implementation, hard_share, boundary_negatives, positive_focus)
+        _check_choices(level_loss, implementation, pooling, hard_share, boundary_negatives, positive_focus)
         if anchors < 1 or components < 1 or bank_size < 0:
             raise ValueError(
                 f"budgets must be at least 1: {anchors} anchors, {components} components, bank {bank_size}"
             )
+        self.by_class = pooling == "class"
+        if self.by_class and (
+            boundary_negatives > 0 or any(level.confidence != (0.0, 1.0) for level in self.levels)
+        ):
+            raise ValueError("pooling class knows neither confidence nor boundary_negatives; leave them off")
         self.separate = level_loss == "separate"
         self.detach_components = detach_components
         self.anchor_budget = anchors
@@ -215,14 +230,21 @@ class HiCLBranch(Contrast):
         first = self.levels[0]
         cell = Level.cell(first.purity, first.coverage)
         with_cells = self.levels if first.window == 1 else (cell, *self.levels)
+        if self.by_class:
+            with_cells = (cell,)
         statistics = self.operations.count_labels(grid, with_cells)
-        cells, windows = statistics[0], statistics[len(with_cells) - len(self.levels) :]
-        scores = None if logits is None else self.operations.ClassScores(logits)
-        pruned = [
-            prune(grid, labels, level, scores) for labels, level in zip(windows, self.levels, strict=True)
-        ]
+        cells = statistics[0]
+        pruned: list[Pruned] = []
+        if not self.by_class:
+            scores = None if logits is None else self.operations.ClassScores(logits)
+            windows = statistics[len(with_cells) - len(self.levels) :]
+            pruned = [
+                prune(grid, labels, level, scores) for labels, level in zip(windows, self.levels, strict=True)
+            ]
         # Anchors pass the first level's thresholds, but for confidence: it would drop the hard ones.
-        anchor_classes = (pruned[0] if first == cell else prune(grid, cells, cell)).classes
+        anchor_classes = (pruned[0] if pruned and first == cell else prune(grid, cells, cell)).classes
+        if self.by_class:
+            pruned = [find_candidates(anchor_classes, self.num_classes, level) for level in self.levels]
         hard = None if logits is None else wrongly_predicted(logits, anchor_classes)
         anchors = choose_anchors(
             anchor_classes,
@@ -232,7 +254,8 @@ class HiCLBranch(Contrast):
             hard=hard,
             hard_share=self.hard_share,
         )
-        return Drawn(anchors, self._choose_components(cells, pruned, generator), hard, pruned)
+        components = self._choose_components(cells, pruned, generator)
+        return Drawn(anchors, components, anchor_classes, hard, pruned)
 
     def _choose_components(
         self, cells: WindowLabels, pruned: list[Pruned], generator: torch.Generator
@@ -265,21 +288,31 @@ class HiCLBranch(Contrast):
         cells = None
         if self.levels[0].window == 1:  # the windows of the first level are the cells, and are numbered alike
             cells = torch.where(chosen.valid & (chosen.index < num_cells), chosen.index, -1)
-        anchors, rows = self._embed_rows(features, drawn.anchors.index, chosen.index)
+        anchors, rows = self._embed_rows(features, drawn)
         return anchors, Components(
             rows, chosen.group // L, torch.where(chosen.valid, chosen.group % L, 0), cells
         )
 
-    def _embed_rows(self, features: Tensor, cells: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Take cells and windows out of the features and embed them: (A, dim) and (M, dim)."""
-        take, embed, dtype = self.operations.gather_windows, self.operations.embed, self.compute_dtype
+    def _embed_rows(self, features: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Take cells and components out of the features and embed them: (A, dim) and (M, dim)."""
+        embed, cells = self.operations.embed, drawn.anchors.index
         if not self.detach_components:
-            rows = take(features, cells, windows, self.levels, dtype)
-            anchors, components = embed(self.embedding, rows).split([len(cells), len(windows)])
+            rows = embed(self.embedding, self._take(features, cells, drawn))
+            anchors, components = rows.split([len(cells), len(drawn.components.index)])
             return anchors, components
         with torch.no_grad():
-            components = embed(self.embedding, take(features, cells[:0], windows, self.levels, dtype))
-        return embed(self.embedding, take(features, cells, windows[:0], (), dtype)), components
+            components = embed(self.embedding, self._take(features, cells[:0], drawn))
+        take, index = self.operations.gather_windows, drawn.components.index
+        return embed(self.embedding, take(features, cells, index[:0], (), self.compute_dtype)), components
+
+    def _take(self, features: Tensor, cells: Tensor, drawn: Drawn) -> Tensor:
+        """Take ``cells`` (A,) and the components that were drawn out of the features: (A + M, C)."""
+        dtype, (index, _, valid) = self.compute_dtype, drawn.components
+        if self.by_class:
+            return gather_class_windows(
+                features, cells, index, valid, drawn.classes, self.num_classes, self.levels, dtype
+            )
+        return self.operations.gather_windows(features, cells, index, self.levels, dtype)
 
     @torch.no_grad()
     def describe(self, step: _Step) -> dict[str, Tensor]:
@@ -314,9 +347,10 @@ class HiCLBranch(Contrast):
         return figures
 
 
-def _check_choices(level_loss: str, implementation: str, *shares: float) -> None:
+def _check_choices(level_loss: str, implementation: str, pooling: str, *shares: float) -> None:
     for name, value, choices in (
         ("level_loss", level_loss, ("joint", "separate")),
+        ("pooling", pooling, POOLINGS),
         ("implementation", implementation, tuple(OPERATIONS)),
     ):
         if value not in choices:

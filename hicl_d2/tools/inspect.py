@@ -87,6 +87,11 @@ def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:
             f"{args.config_file} has no Hi-CL branch: MODEL.META_ARCHITECTURE must be HiCL, with MODEL.HICL.ENABLED True "
             "and MODEL.HICL.CONTRAST hicl"
         )
+    if hicl.POOLING != "window":
+        raise InputError(
+            f"MODEL.HICL.POOLING is {hicl.POOLING}: its components are cells of a class, and windows are drawn here; add "
+            "MODEL.HICL.POOLING window to see which windows are pure"
+        )
     name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
     if not name:
         raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")

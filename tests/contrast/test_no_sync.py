@@ -10,7 +10,12 @@ from tests.contrast.batches import make_batch, make_branch
 from tests.contrast.contrast_tester import ForbidWaiting
 from tests.contrast.test_branch import FORMS
 
-STEPS = {**FORMS, "bank": {"bank_size": 3}, "bank_start": {"bank_size": 3, "bank_start": 5}}
+STEPS = {
+    **FORMS,
+    "bank": {"bank_size": 3},
+    "bank_start": {"bank_size": 3, "bank_start": 5},
+    "class": {"pooling": "class"},
+}
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["cpu", "as_on_a_gpu"])

@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "detached": {"gather": True, "detach_components": True},
     "cold": {"gather": True, "temperature": 0.02},
     "textbook": {"gather": True, "implementation": "textbook"},
+    "class": {"gather": True, "pooling": "class"},
     "one_empty": {"gather": True},
     "bank": {"gather": True, "bank_size": 200},
     "small_bank": {"bank_size": 3, "anchors": 30, "components": 40},
