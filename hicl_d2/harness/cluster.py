@@ -18,8 +18,8 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.shipped import HOME, IS_CHECKOUT
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell, Resources
-from hicl_d2.harness.failures import KILLED, Failure
-from hicl_d2.harness.folder import look
+from hicl_d2.harness.failures import KILLED, NO_RESULT, Failure
+from hicl_d2.harness.folder import states
 from hicl_d2.harness.job import STOP_FILE, CellJob
 from hicl_d2.harness.local import Outcome, headline
 from hicl_d2.harness.signals import DRAIN, GO, KILL, STOP, Signals
@@ -155,7 +155,7 @@ class SlurmExecutor:
         """Read the state of every cell and report those that have ended."""
         for slug in list(self._jobs):
             cell = self._cells[slug]
-            state = look(cell, self._output)
+            state = states((cell,), self._output)[slug]
             self._states[slug] = state.name
             label = self._labels[slug]
             if state.name == files.DONE:
@@ -164,6 +164,8 @@ class SlurmExecutor:
                 self._console.say(f"{label}: done in {took}, {headline(state.result or {})}")
             elif state.name == files.FAILED and state.failure is not None:
                 self._fail(cell, state.failure)
+            elif state.name == files.DAMAGED:
+                self._fail(cell, Failure(NO_RESULT, state.note))
 
     def _find_lost(self) -> None:
         """Find jobs that left the queue without a result, and submit their cells again."""
@@ -176,8 +178,8 @@ class SlurmExecutor:
             if now - self._gone.setdefault(slug, now) < GONE_SECONDS:
                 continue
             cell = self._cells[slug]
-            state = look(cell, self._output)
-            if state.name in (files.DONE, files.FAILED):
+            state = states((cell,), self._output)[slug]
+            if state.name in (files.DONE, files.FAILED, files.DAMAGED):
                 continue
             attempt = dict(
                 state.attempt or files.new_attempt(cell.folder(self._output), files.QUEUED, job=job)

@@ -282,7 +282,10 @@ def test_in_channels_and_num_classes_are_those_of_the_input() -> None:
         ({"windows": ()}, "windows"),
         ({"windows": (2, 1)}, "ascending"),
         ({"windows": (0, 1)}, "windows"),
-        ({"windows": (1, 2), "purity": (0.9, 0.8, 0.7)}, "purity needs one value, or one for each of the 2"),
+        (
+            {"windows": (1, 2), "purity": (0.9, 0.8, 0.7)},
+            r"purity needs one value, or as many as there are windows \(2\), not 3",
+        ),
         ({"purity": (1.1,)}, "purity must lie in 0 to 1"),
         ({"coverage": (-0.1,)}, "coverage"),
         ({"confidence_low": (2.0,)}, "confidence_low"),

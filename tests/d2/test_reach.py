@@ -11,7 +11,6 @@ DOOR, LITE = "hicl_d2.d2", "hicl_d2.lite"
 
 # Names that the project itself does not import, and what a user needs them for; the door's docstring lists them.
 FOR_USERS = {
-    "utils.EventStorage": "a training loop of one's own",
     "transforms.AugInput": "a mapper of one's own",
     "transforms.RandomCrop": "a mapper of one's own",
     "transforms.RandomFlip": "a mapper of one's own",

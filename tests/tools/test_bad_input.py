@@ -26,7 +26,7 @@ CONFIGS = {
     "not YAML": ("MODEL: [1", ["bad.yaml:1"]),
     "not a mapping": ("- 1\n- 2\n", ["keys and values"]),
     "unknown key": ("MODEL:\n  DEVISE: cpu\n", ["bad.yaml:2", "MODEL.DEVISE", "did you mean MODEL.DEVICE"]),
-    "wrong type": ("SOLVER:\n  MAX_ITER: many\n", ["bad.yaml:2", "SOLVER.MAX_ITER", "int"]),
+    "wrong type": ("SOLVER:\n  MAX_ITER: many\n", ["bad.yaml:2", "SOLVER.MAX_ITER", "whole number"]),
     "code in YAML": ("X: !!python/object/apply:os.system ['true']\n", ["bad.yaml:1", "python/object/apply"]),
     "base in a circle": ("_BASE_: bad.yaml\n", ["bad.yaml", "circle"]),
     "base that is missing": ("_BASE_: absent.yaml\n", ["absent.yaml", "does not exist"]),

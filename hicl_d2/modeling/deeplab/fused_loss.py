@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.fused import host
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
 
@@ -26,7 +27,7 @@ def can_fuse(loss: nn.Module, logits: Tensor) -> bool:
     return type(loss) in (PixelCrossEntropy, HardPixelMining) and host.on_host(logits)
 
 
-@torch.compiler.disable
+@uncompiled
 def upsampled_loss(
     loss: nn.Module, logits: Tensor, labels: Tensor, stride: int, weights: Tensor | None = None
 ) -> Tensor:
