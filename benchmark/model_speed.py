@@ -13,7 +13,6 @@ memory at any crop and batch within seconds. A model that looks at values, as Ma
 """
 
 import contextlib
-import csv
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from speed.follow import Footprint, LooksAtValuesError, follow, operators
 from speed.meter import measure, median_ratio, peak_bytes, processor
+from speed.rows import write_csv
 from speed.trainers import detectron2_model, has_detectron2
 from tabulate import tabulate
 from torch import nn
@@ -31,7 +31,6 @@ from torch import nn
 import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.cli import Parser, parse_with_overrides, run
 from hicl_d2.command.errors import InputError
-from hicl_d2.command.files import atomic_open
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
@@ -113,15 +112,6 @@ def main() -> int:
         if args.output:  # after each model: the next may be stopped
             write_csv(args.output, rows)
     return 0 if same else 1
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of all tables to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(path) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def report(name: str, cfg: CfgNode, batch_size: int, rounds: int) -> tuple[bool, list[dict[str, Any]]]:

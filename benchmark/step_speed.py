@@ -12,7 +12,6 @@ All rows take turns within a round, and a row's second step counts; times are CP
 and ratios are medians of those within rounds (see contrast_speed.py). Then, of some more steps, where the time goes.
 """
 
-import csv
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from speed.meter import measure, median_ratio, processor
 from speed.parts import PARTS, Parts, watched
+from speed.rows import write_csv
 from speed.trainers import (
     Driven,
     detectron2_evaluation,
@@ -45,7 +45,6 @@ from torch import nn
 import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 from hicl_d2.command.console import console
-from hicl_d2.command.files import atomic_open
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
@@ -267,15 +266,6 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
 
 def _keep(found: dict[str, float], row: str, call: Callable[[], float]) -> None:
     found[row] = call()
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of all tables to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(path) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _show(text: str) -> None:

@@ -1,9 +1,10 @@
 """The weight of a contrast as a share of the gradient that the other losses send into the same features.
 
-A contrast's gradient is not of the size of its loss: at the start of a training it is a hundred times that of the
-segmentation loss, later twenty times, and other features give other numbers. A weight that multiplies the loss therefore
-does not carry over from one model to the next. `GradientBalance` measures both gradients where the contrast reads, every
-few steps, and makes the contrast's a set share of the other. The formula and its constants are this project's.
+A contrast's gradient is not of the size of its loss: at weight 1 it was 122 times that of the segmentation loss at the start
+of a training with ImageNet weights, and 12 to 18 times later (benchmark/results/camvid_pretrained/NOTES.md). A weight that
+multiplies the loss therefore does not carry over from one model to the next. `GradientBalance` measures both gradients where
+the contrast reads, every few steps, and makes the contrast's a set share of the other. The formula and its constants are this
+project's.
 """
 
 import torch

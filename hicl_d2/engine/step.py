@@ -108,10 +108,6 @@ class StepTrainer:
             return
         figures.pop(GRADIENT, None)
         self._log(figures, data_time)
-        if self.grad_scaler.is_enabled():
-            self.grad_scaler.unscale_(
-                self.optimizer
-            )  # a fused step would leave that to itself, after the clipping
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

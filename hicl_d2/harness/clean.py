@@ -70,9 +70,8 @@ def _is_own(folder: Path, matrix: str) -> bool:
 def _is_in_use(folder: Path) -> bool:
     """Return whether a training lives in a folder, maybe of a harness on another machine."""
     attempt = files.last_attempt(folder)
-    has_ended = (
-        attempt is not None and attempt.get("state") == files.ENDED
-    )  # its heartbeat may still be recent
+    # Where the last attempt has ended the heartbeat may still be recent.
+    has_ended = attempt is not None and attempt.get("state") == files.ENDED
     if files.is_beating(folder) and not has_ended:
         return True
     if not (folder / files.LOCK_FILE).exists():
