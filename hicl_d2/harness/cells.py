@@ -29,7 +29,8 @@ class Cell:
     """A point of the matrix: a name on every axis ("" where there is no such axis), a seed, a config.
 
     ``resolved`` is the config with its bases, overrides and seed, flat, and ``defaults`` are the keys that it does not name;
-    ``data`` is the fingerprint of its data set, ``weights`` and ``imports`` say what those keys of the config hold today;
+    ``data`` is the fingerprint of its data set, the files and folders ``data_names`` below the data root; ``weights`` and
+    ``imports`` say what those keys of the config hold today;
     ``obstacle`` says why it cannot run here (None: it can); without ``has_config`` it cannot run anywhere. ``is_short``: with
     the matrix's ``shorten``. ``digest``: the config's, where it is known already. ``adopted``: the folder of the same run
     that was named when the code had fewer keys.
@@ -44,6 +45,7 @@ class Cell:
     overrides: Mapping[str, Any]
     resolved: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    data_names: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
     obstacle: str | None = None
     has_config: bool = True

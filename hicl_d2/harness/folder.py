@@ -72,7 +72,7 @@ def look(cell: Cell, output: Path, exists: bool = True) -> State:
     result = read_result(folder)
     attempt = last_attempt(folder)
     if result is not None:
-        check_training(folder)
+        check_training(folder, (attempt or {}).get("data"))
         return State(DONE, result, attempt=attempt)
     if not cell.has_config:
         return State(BLOCKED)
@@ -166,17 +166,20 @@ def check_manifest(folder: Path) -> None:
         )
 
 
-def check_training(folder: Path) -> None:
+def check_training(folder: Path, data: str | None = None) -> None:
     """Raise InputError if the training in ``folder`` was another one than the harness had planned.
 
-    So it is where a config, the code or weights changed between the start of the harness and that of the cell. Weights that
-    the harness had not seen, and manifests of before identities were noted, say nothing.
+    So it is where a config, the code or weights changed between the start of the harness and that of the cell, or the data
+    before its end; ``data``: their fingerprint then. Weights that the harness had not seen, and manifests of before
+    identities were noted, say nothing.
     """
     planned, trained = _noted_identity(folder / MANIFEST_FILE), _noted_identity(folder / MANIFEST)
+    trained = {**trained, "data": data}
     parts = {
         "the config or a default of the code": "config",
         "the content of MODEL.WEIGHTS": "weights",
         "the code behind IMPORTS": "imports",
+        "the names or sizes of the data's files": "data",
     }
     for text, key in parts.items():
         before, after = planned.get(key), trained.get(key)
@@ -267,9 +270,17 @@ def save_attempt(folder: Path, attempt: dict[str, Any]) -> None:
 
 
 def end_attempt(
-    folder: Path, attempt: dict[str, Any], seconds: float, status: int | None, failure: Failure | None
+    folder: Path,
+    attempt: dict[str, Any],
+    seconds: float,
+    status: int | None,
+    failure: Failure | None,
+    data: str | None = None,
 ) -> None:
-    """Record how an attempt ended: no status, no failure and no result means that it was stopped."""
+    """Record how an attempt ended: no status, no failure and no result means that it was stopped.
+
+    ``data`` is the fingerprint of the data at the end, None if it is not known.
+    """
     ending = {"kind": failure.kind, "message": failure.message} if failure else None
     attempt |= {
         "state": ENDED,
@@ -277,6 +288,7 @@ def end_attempt(
         "seconds": round(seconds, 3),
         "status": status,
         "failure": ending,
+        "data": data,
     }
     save_attempt(folder, attempt)
 

@@ -208,7 +208,8 @@ class _Builder:
         else:
             obstacle = f"no config {_shown(config)}"
         resources.setdefault("gpus", 0 if resolved.get("MODEL.DEVICE") == "cpu" else 1)
-        data, no_data = self._look_at_data(names["dataset"], points)
+        data_names = tuple(name for point in (*self._tops, *points) for name in point.data)
+        data, no_data = self._look_at_data(names["dataset"], data_names)
         weights = resolved.get(WEIGHTS_KEY)
         return Cell(
             **names,
@@ -217,6 +218,7 @@ class _Builder:
             overrides=overrides,
             resolved=resolved,
             data=data,
+            data_names=data_names,
             resources=Resources(**resources),
             obstacle=obstacle or no_data,
             has_config=self._exists[config],
@@ -280,9 +282,8 @@ class _Builder:
         parts[1::2] = [words[word] for word in parts[1::2]]
         return "".join(parts)
 
-    def _look_at_data(self, dataset: str, points: Sequence[Point]) -> tuple[str, str | None]:
+    def _look_at_data(self, dataset: str, names: Sequence[str]) -> tuple[str, str | None]:
         """Return the fingerprint of a data set and why it cannot be used here."""
-        names = tuple(name for point in (*self._tops, *points) for name in point.data)
         if not names:
             return "", None
         if dataset not in self._data_obstacles:

@@ -14,6 +14,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.layout import RESULT
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
+from hicl_d2.harness.data import fingerprint
 from hicl_d2.harness.failures import NO_RESULT, TIME_OUT, Failure, classify
 from hicl_d2.harness.progress import STDERR_FILE, describe, last_line, tail
 from hicl_d2.harness.results import read_result
@@ -118,15 +119,25 @@ class Training:
         """Kill what is left of the training, record how it ended, and return why it failed, if it did."""
         self.kill()
         end_processes([pid for pid, _ in processes_of(self.folder)])
-        failure = self._failure()
         seconds = self.seconds
-        files.end_attempt(self.folder, self._attempt, seconds, self.process.returncode, failure)
+        data = self._data_at_end()
+        failure = self._failure(data)
+        files.end_attempt(self.folder, self._attempt, seconds, self.process.returncode, failure, data)
         return failure
 
-    def _failure(self) -> Failure | None:
+    def _data_at_end(self) -> str | None:
+        """Return the fingerprint of the data of a cell that has a planned one; None if they are not there any more."""
+        if not self.cell.data:
+            return None
+        try:
+            return fingerprint(self.cell.data_names)
+        except InputError:
+            return None
+
+    def _failure(self, data: str | None) -> Failure | None:
         try:
             if read_result(self.folder) is not None:
-                files.check_training(self.folder)
+                files.check_training(self.folder, data)
                 return None
         except InputError as error:
             return Failure(NO_RESULT, str(error))

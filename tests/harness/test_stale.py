@@ -11,6 +11,7 @@ from hicl_d2.harness import folder as files
 from hicl_d2.harness import matrix as matrix_module
 from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.harness.workspace import open_workspace
+from tests.support.waiting import wait_for
 
 
 def scheme_of_before(folder: Path) -> None:
@@ -169,6 +170,29 @@ def test_a_config_that_changes_after_the_harness_has_started_gives_no_result(ben
     assert "the config or a default of the code changed after the harness had started" in done.stderr
     assert "2 damaged" in bench.run(verb="status").stdout
     assert "41.0" not in bench.run(verb="table").stdout
+
+
+@pytest.mark.parametrize("has_changed", [True, False])
+def test_data_that_change_while_a_cell_is_trained_on_them_give_no_result(bench, monkeypatch, has_changed):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(bench.folder))
+    images, gate = bench.folder / "images", bench.folder / "gate"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"1")
+    cell = {"baseline": {"config": str(bench.folder / "plain.yaml")}}
+    data = {"parts": {"data": ["images"]}}
+    bench.matrix(seeds=[1], methods=cell, datasets=data, overrides={"STUB.GATE": str(gate)})
+    process = bench.start()
+    wait_for(lambda: list(bench.output.glob("cells/*/starts.txt")), while_running=process.poll)
+    if has_changed:
+        (images / "b.png").write_bytes(b"2")
+    gate.touch()
+    process.wait()
+    named = "the names or sizes of the data's files changed after the harness had started"
+    assert (named in bench.said()) == has_changed
+    # What the harness plans from now on is the cell of today's data, which has not been trained when they changed.
+    (images / "b.png").unlink(missing_ok=True)
+    status = bench.run(verb="status").stdout
+    assert ("1 damaged" if has_changed else "1 done") in status
 
 
 def test_a_training_that_notes_the_planned_identity_is_done(bench):
