@@ -46,6 +46,45 @@ def test_a_convolution_applies_norm_then_activation():
     assert layer(x[:0]).shape == (0, 4, 6, 6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"stride": 2},
+        {"padding": 1},
+        {"padding": "same"},
+        {"groups": 2},
+        {"kernel_size": 3, "padding": 1},
+    ],
+    ids=str,
+)
+def test_a_convolution_of_pixels_in_rows_equals_torch_s_in_double_precision(options):
+    layer = Conv2d(6, 8, **{"kernel_size": 1, **options}).to(memory_format=torch.channels_last)
+    x = numbers(2, 6, 5, 7).to(memory_format=torch.channels_last).requires_grad_()
+    plain = nn.Conv2d(6, 8, **{"kernel_size": 1, **options}).double()
+    plain.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
+    other = x.detach().double().contiguous().requires_grad_()
+    for model, probe in ((layer, x), (plain, other)):
+        out = model(probe)
+        (out * numbers(*out.shape, seed=1)).sum().backward()
+    torch.testing.assert_close(layer(x).double(), plain(other), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), other.grad, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_pointwise_convolution_stays_one_where_it_is_traced_and_takes_autocast_s_precision():
+    layer = Conv2d(6, 8, 1).to(memory_format=torch.channels_last)
+    x = numbers(2, 6, 5, 7).to(memory_format=torch.channels_last)
+    assert "aten::_convolution" in str(torch.jit.trace(layer, x).inlined_graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(x), rtol=0.02, atol=0.02)
+
+
 def test_a_frozen_norm_equals_the_norm_that_it_was_made_from_with_and_without_gradients():
     norm = trained_norm(eps=1e-3)
     frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(copy.deepcopy(norm))
