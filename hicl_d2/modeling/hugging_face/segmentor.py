@@ -129,8 +129,15 @@ class TransformersSegmentor(nn.Module):
         return getattr(self.model.config, "image_size", None)
 
     def _divisor(self) -> int:
-        """Return what height and width of the batch are padded to a multiple of: the side of a patch."""
-        patch = getattr(self.model.config, "patch_size", 1)
+        """Return what height and width of the batch are padded to a multiple of.
+
+        It is the side of a patch; where convolutions are padded as in TensorFlow, the coarsest stride, because features of
+        maps of an odd size would lie half a cell beside those of even ones.
+        """
+        config = self.model.config
+        if getattr(config, "tf_padding", False):
+            return int(getattr(config, "output_stride", 32))
+        patch = getattr(config, "patch_size", 1)
         return patch if isinstance(patch, int) else 1
 
     def _run(self, images: Tensor, labels: Tensor | None) -> Any:

@@ -6,12 +6,13 @@ import torch
 import hicl_d2.modeling.models  # noqa: F401 - registers the backbone
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg
-from hicl_d2.d2.modeling import build_backbone
+from hicl_d2.d2.modeling import build_backbone, build_model
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.backbone import EfficientNetLite
 from hicl_d2.modeling.efficientnet_lite.check import FEATURES
 from hicl_d2.modeling.efficientnet_lite.weights import package_file, with_efficientnet_names
+from tests.support.norms import adjust_norms
 
 SIDES = {0: 224, 1: 240, 2: 260}
 
@@ -79,6 +80,27 @@ def test_maps_have_a_cell_for_every_begun_stride(size, output_stride):
     for name, feature in network(torch.randn(2, 3, *size)).items():
         stride = shapes[name].stride
         assert feature.shape[1:] == (shapes[name].channels, *(-(-side // stride) for side in size))
+
+
+@pytest.mark.parametrize("output_stride", [8, 32])
+@pytest.mark.parametrize("size", [(59, 70), (64, 96)])
+def test_an_image_of_any_size_is_predicted_as_one_padded_to_the_output_stride(size, output_stride):
+    # Unpadded, convolutions of an odd map would read half a cell beside where they read in training on even crops.
+    torch.manual_seed(0)
+    cfg = make_cfg(OUTPUT_STRIDE=output_stride)
+    cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    model = build_model(cfg)
+    model.sem_seg_head.predictor.weight.data.mul_(1e3)
+    adjust_norms(model, lambda: model.sem_seg_head.layers(model.backbone(torch.randn(2, 3, 96, 96))))
+    height, width = size
+    image = torch.randint(256, (3, height, width)).float()
+    rows, columns = (-(-side // output_stride) * output_stride for side in size)
+    padded = torch.full((3, rows, columns), 127.0)
+    padded[:, :height, :width] = image
+    with torch.no_grad():
+        scores = [model([{"image": each}])[0]["sem_seg"] for each in (image, padded)]
+    assert scores[0].std() > 0.1
+    torch.testing.assert_close(scores[0], scores[1][:, :height, :width])
 
 
 def test_weights_load_by_name_and_all_are_used():

@@ -12,6 +12,7 @@ from hicl_d2.d2.modeling import build_model
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.optimizer import parameter_groups
 from hicl_d2.modeling.check import check_model_config
+from tests.support.norms import adjust_norms
 
 NARROW_VIT = {
     "hidden_size": 16,
@@ -156,6 +157,23 @@ def test_images_of_other_sizes_are_padded_and_predicted_at_their_own(name):
     assert scores[0]["sem_seg"].shape == (CLASSES, 70, 50)
     loss = model.train()(make_batch((70, 50), (64, 64)))["loss_sem_seg"]
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_model_with_tensorflow_s_padding_reads_an_image_as_one_padded_to_its_stride(stride):
+    small = {"depth_multiplier": 0.1, "min_depth": 4, "finegrained_output": False, "output_stride": stride}
+    cfg = make_cfg("mobilenet_v2", **small)
+    model = built(cfg)
+    adjust_norms(model, lambda: model.model(pixel_values=torch.randn(4, 3, 64, 64)))
+    (entry,) = make_batch((37, 50))
+    rows, columns = (-(-side // stride) * stride for side in (37, 50))
+    padded = model.pixel_mean.expand(3, rows, columns).clone()
+    padded[:, :37, :50] = entry["image"]
+    with torch.no_grad():
+        found = model([entry])[0]["sem_seg"]
+        whole = model([{"image": padded}])[0]["sem_seg"]
+    assert found.std() > 1e-3
+    torch.testing.assert_close(found, whole[:, :37, :50])
 
 
 def test_a_model_of_one_size_names_it():
