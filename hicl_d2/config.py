@@ -86,6 +86,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Precision of automatic mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16, without.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # Weight of each class in the losses per pixel of the DeepLab heads, one number a class; [] weighs all alike. More is found
+    # of classes that weigh more. How often each occurs is in the table of hicl check.
+    cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS = []
     # How feature maps lie in memory: "channels_last", "contiguous", or "auto", which is channels_last on a CPU for models that
     # work in it (most are faster so). Results are equal within rounding; dropout draws other masks.
     cfg.MODEL.MEMORY_FORMAT = "auto"

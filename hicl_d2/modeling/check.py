@@ -64,6 +64,7 @@ def check_model_config(cfg: CfgNode) -> None:
         check_mask_former(cfg)
     if base_architecture(cfg) == "TransformersSegmentor":
         check_transformers_segmentor(cfg)
+    _check_who_reads_class_weights(cfg)
     check_images_suit_weights(cfg)
     strides = backbone_strides(cfg)
     if strides is None:
@@ -100,6 +101,16 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
     check_features("MODEL.FPN.IN_FEATURES", cfg.MODEL.FPN.IN_FEATURES, strides)
     levels = [int(log2(strides[feature])) for feature in cfg.MODEL.FPN.IN_FEATURES]
     return {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
+
+
+def _check_who_reads_class_weights(cfg: CfgNode) -> None:
+    settings, base = cfg.MODEL.SEM_SEG_HEAD, base_architecture(cfg)
+    is_read = settings.NAME in DEEPLAB_HEADS and (_reads_features(cfg) or base == "PanopticDeepLab")
+    if len(settings.CLASS_WEIGHTS) and not is_read:
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS is not read by {settings.NAME} of {base}, only by {listing(DEEPLAB_HEADS)}; "
+            "leave it empty"
+        )
 
 
 def _check_name(registry: Registry, key: str, name: str) -> None:

@@ -76,6 +76,17 @@ def test_the_project_s_recipes_pass(path):
             "IN_FEATURES names res3; what it can name here: res2, res5",
         ),
         ({"RESNETS.DEPTH": 19}, "DEPTH is 19"),
+        (
+            {"SEM_SEG_HEAD.CLASS_WEIGHTS": [1.0, 2.0]},
+            r"CLASS_WEIGHTS is \[1.0, 2.0\]; .*each of the \d+ classes",
+        ),
+        ({"SEM_SEG_HEAD.NUM_CLASSES": 2, "SEM_SEG_HEAD.CLASS_WEIGHTS": [0, 0]}, "not all of them 0"),
+        ({"SEM_SEG_HEAD.NUM_CLASSES": 2, "SEM_SEG_HEAD.CLASS_WEIGHTS": [1, -1]}, "one number from 0 on"),
+        ({"SEM_SEG_HEAD.NUM_CLASSES": 2, "SEM_SEG_HEAD.CLASS_WEIGHTS": [1, float("nan")]}, "from 0 on"),
+        (
+            {"SEM_SEG_HEAD.NAME": "SemSegFPNHead", "SEM_SEG_HEAD.CLASS_WEIGHTS": [1.0]},
+            "not read by SemSegFPNHead of SemanticSegmentor, only by DeepLab",
+        ),
         ({"RESNETS.RES4_DILATION": 2}, "RES5_DILATION is 2; it must be 4"),
         (
             {"BACKBONE.NAME": "build_resnet_deeplab_backbone"},

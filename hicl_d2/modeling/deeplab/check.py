@@ -1,5 +1,6 @@
 """Checks of a DeepLab head's settings: they must fit each other and the backbone."""
 
+import math
 from collections.abc import Mapping
 
 from hicl_d2.command.errors import InputError
@@ -20,6 +21,7 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
         raise InputError(
             f"{section}.LOSS_TYPE is {settings.LOSS_TYPE!r}; it must be {' or '.join(LOSS_TYPES)}"
         )
+    _check_class_weights(settings, section)
     if len(settings.ASPP_DILATIONS) != 3:
         raise InputError(
             f"{section}.ASPP_DILATIONS is {list(settings.ASPP_DILATIONS)}; it must hold 3 numbers"
@@ -35,6 +37,18 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
         raise InputError(
             f"{section}.COMMON_STRIDE is {settings.COMMON_STRIDE}, but the finest of IN_FEATURES "
             f"{list(settings.IN_FEATURES)} has the stride {read[0]}; they must be equal"
+        )
+
+
+def _check_class_weights(settings: CfgNode, section: str) -> None:
+    weights, classes = list(settings.CLASS_WEIGHTS), settings.NUM_CLASSES
+    if not weights:
+        return
+    are_numbers = all(isinstance(each, int | float) and 0 <= each < math.inf for each in weights)
+    if len(weights) != classes or not are_numbers or not any(weights):
+        raise InputError(
+            f"{section}.CLASS_WEIGHTS is {weights}; it must hold one number from 0 on for each of the {classes} classes, not "
+            "all of them 0, or nothing"
         )
 
 

@@ -38,15 +38,14 @@ def upsampled_loss(
     assert isinstance(loss, PixelCrossEntropy | HardPixelMining)
     is_ignored = labels == loss.ignore_value
     factors = (~is_ignored).to(_dtype(logits))
-    if isinstance(loss, HardPixelMining) and loss.class_weights is not None:
+    if loss.class_weights is not None:
         factors *= loss.class_weights[labels.masked_fill(is_ignored, 0)]
     if weights is not None:
         factors *= weights
-    count = int(factors.numel() - is_ignored.sum()) if isinstance(loss, PixelCrossEntropy) else 0
 
     def shares(losses: Tensor) -> Tensor | float:
         if isinstance(loss, PixelCrossEntropy):
-            return 1 / max(count, 1)
+            return 1 / float(loss.total_weight(labels))
         return hardest(losses, max(int(loss.top_k * losses.numel()), 1))
 
     classes = labels.masked_fill(is_ignored, 0)

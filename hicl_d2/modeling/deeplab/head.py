@@ -126,6 +126,7 @@ class DeepLabV3PlusHead(nn.Module):
         train_size: Sequence[int] | None,
         loss_weight: float = 1.0,
         loss_type: str = "cross_entropy",
+        class_weights: Sequence[float] = (),
         ignore_value: int = -1,
         num_classes: int | None = None,
         use_depthwise_separable_conv: bool = False,
@@ -177,7 +178,7 @@ class DeepLabV3PlusHead(nn.Module):
         self.decoder[coarsest] = nn.ModuleDict({"project_conv": aspp})
         if num_classes is not None:
             self.predictor = make_predictor(decoder_channels[0], num_classes)
-            self.loss = build_loss(loss_type, ignore_value)
+            self.loss = build_loss(loss_type, ignore_value, class_weights=class_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -198,6 +199,7 @@ class DeepLabV3PlusHead(nn.Module):
             "train_size": training_crop(cfg),
             "loss_weight": settings.LOSS_WEIGHT,
             "loss_type": settings.LOSS_TYPE,
+            "class_weights": settings.CLASS_WEIGHTS,
             "ignore_value": settings.IGNORE_VALUE,
             "num_classes": settings.NUM_CLASSES,
             "use_depthwise_separable_conv": settings.USE_DEPTHWISE_SEPARABLE_CONV,
@@ -257,7 +259,7 @@ class DeepLabV3Head(nn.Module):
             use_depthwise_separable_conv=settings.USE_DEPTHWISE_SEPARABLE_CONV,
         )
         self.predictor = make_predictor(settings.CONVS_DIM, settings.NUM_CLASSES)
-        self.loss = build_loss(self.loss_type, self.ignore_value)
+        self.loss = build_loss(self.loss_type, self.ignore_value, class_weights=settings.CLASS_WEIGHTS)
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None

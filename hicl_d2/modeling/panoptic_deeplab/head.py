@@ -37,6 +37,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
         loss_weight: float,
         loss_type: str,
         loss_top_k: float,
+        class_weights: Sequence[float] = (),
         ignore_value: int,
         num_classes: int,
         **kwargs: Any,
@@ -51,7 +52,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
             width, width, head_channels, norm, self.use_depthwise_separable_conv
         )
         self.predictor = make_predictor(head_channels, num_classes)
-        self.loss = build_loss(loss_type, ignore_value, loss_top_k)
+        self.loss = build_loss(loss_type, ignore_value, loss_top_k, class_weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ LOSSES = {
     "hard_pixels": HardPixelMining(255, 0.2),
     "all_pixels": HardPixelMining(255),
     "class_weights": HardPixelMining(255, 0.5, torch.tensor([1.0, 0.25, 3.0, 0.0, 2.0])),
+    "weighted_cross_entropy": PixelCrossEntropy(255, torch.tensor([1.0, 0.25, 3.0, 0.0, 2.0])),
     "other_ignore": HardPixelMining(-1, 0.3),
 }
 

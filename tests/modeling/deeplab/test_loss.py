@@ -62,6 +62,21 @@ def test_class_weights_scale_the_losses():
     assert not loss.state_dict()
 
 
+@pytest.mark.parametrize("weights", [[1.0, 0.0, 2.0, 1.0, 0.5], [0.3] * 5])
+def test_class_weights_of_cross_entropy_are_torch_s(weights):
+    logits, labels = problem()
+    loss = build_loss("cross_entropy", 255, class_weights=weights)
+    expected = nn.CrossEntropyLoss(weight=torch.tensor(weights), ignore_index=255)(logits, labels)
+    torch.testing.assert_close(loss(logits, labels), expected)
+    assert not loss.state_dict()
+
+
+def test_classes_that_weigh_nothing_give_zero():
+    logits, labels = problem()
+    labels[labels != 255] = 1
+    assert build_loss("cross_entropy", 255, class_weights=[1.0, 0.0, 1.0, 1.0, 1.0])(logits, labels) == 0
+
+
 @pytest.mark.parametrize("loss", [PixelCrossEntropy(255), HardPixelMining(255, 0.2), HardPixelMining(255)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_where_every_pixel_is_ignored_the_loss_is_zero_with_a_graph(loss, weighted):
