@@ -5,6 +5,7 @@ trains the plain model. The hyper-parameters of Hi-CL are ours, not the paper's:
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -251,6 +252,7 @@ def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
         _merge(cfg, document)
     _merge_opts(cfg, list(opts))
     check_ranges(cfg)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg
 

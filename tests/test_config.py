@@ -208,6 +208,13 @@ def test_text_stays_text_on_the_command_line_and_in_quotes(tmp_path, written, va
     assert value == load_config(write(tmp_path, f'OUTPUT_DIR: "{plain}"\n')).OUTPUT_DIR
 
 
+def test_output_in_the_home_folder_is_not_written_to_a_folder_called_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    file = write(tmp_path, 'OUTPUT_DIR: "~/runs"\n')
+    assert load_config(file).OUTPUT_DIR == "/somewhere/runs"
+    assert load_config(file, ["OUTPUT_DIR", "./~/b"]).OUTPUT_DIR == "./~/b"
+
+
 @pytest.mark.parametrize("written", ["20241126", "off", "null", "", "1.5", "[a]"])
 def test_what_yaml_makes_of_text_without_quotes_is_refused(tmp_path, written):
     with pytest.raises(InputError, match=r"config.yaml:2: MODEL.WEIGHTS must be a str") as raised:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from hicl_d2.command.errors import InputError, one_line
+from hicl_d2.command.files import expanded
 
 # Set (by --download) to fetch weights from an address that comes without a checksum.
 DOWNLOAD = "HICL_DOWNLOAD"
@@ -38,7 +39,7 @@ def is_address(path: str) -> bool:
 
 def local_file(path: str) -> Path:
     """Return the file or folder of a local path of weights, without what follows a ``?``."""
-    return Path(path.partition("?")[0]).expanduser()
+    return expanded(path.partition("?")[0])
 
 
 def check_address(path: str) -> None:
@@ -87,7 +88,7 @@ def place_of(address: str) -> Path:
     url = urlparse(address)
     if url.scheme == "detectron2":
         url = urlparse(ZOO_SERVER + address.removeprefix("detectron2://"))
-    cache = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+    cache = expanded(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache"))
     return cache / url.path.lstrip("/")
 
 

@@ -32,7 +32,10 @@ def cache_folder() -> Path:
     if os.path.isabs(own):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "hicl_d2"
+    home = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        base = home if os.path.isabs(home) else os.devnull  # a user without a home folder keeps nothing
+    return Path(base) / "hicl_d2"
 
 
 def content_checksum(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hicl_d2.command.cli import Parser, whole
 from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import expanded
 from hicl_d2.command.layout import DATA_ROOT, data_root
 
 
@@ -63,7 +64,7 @@ def prepare_arguments(arguments: Sequence[str] | None, prog: str) -> Namespace:
     )
     parser.add_argument("--partial", action="store_true", help="go on with a download that lacks files")
     args = parser.parse_args(arguments)
-    args.root = data_root() if args.root is None else args.root.expanduser()
+    args.root = data_root() if args.root is None else expanded(args.root)
     _check_folders(args.dataset, args.root)
     return args
 

@@ -126,6 +126,11 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return ``path`` with a leading ``~`` or ``~user`` as the home folder; where there is none, as it is written."""
+    return Path(os.path.expanduser(path))
+
+
 def check_regular(path: str | Path, what: str = "file", most: int | None = None) -> None:
     """Raise InputError for what is no regular file, or too large: a pipe or a device would keep its reader waiting.
 

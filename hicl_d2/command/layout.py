@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from hicl_d2.command.files import expanded
+
 # A finished run's result, and the version of its format.
 RESULT = "result.json"
 RESULT_SCHEMA = 1
@@ -15,4 +17,4 @@ DATA_ROOT = "DETECTRON2_DATASETS"
 
 def data_root() -> Path:
     """Return the folder that holds the data sets: $DETECTRON2_DATASETS, or ``datasets`` as in Detectron2."""
-    return Path(os.environ.get(DATA_ROOT) or "datasets").expanduser()
+    return expanded(os.environ.get(DATA_ROOT) or "datasets")

@@ -15,7 +15,7 @@ import yaml
 
 from hicl_d2.command.errors import InputError, one_line
 from hicl_d2.command.expression import list_of_range
-from hicl_d2.command.files import check_regular
+from hicl_d2.command.files import check_regular, expanded
 from hicl_d2.command.shipped import CONFIG, find, locate
 
 BASE_KEY = "_BASE_"
@@ -25,6 +25,8 @@ MOST_LEVELS = 100
 MOST_BYTES = 10 * 2**20
 # Bits of a whole number: more than these Python does not print, and so no message could name it.
 MOST_BITS = 10_000
+# Characters of an escape that no file's name may hold.
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 YAML_TAG = "tag:yaml.org,2002:"
 PYTHON_TAG, MERGE_TAG = f"{YAML_TAG}python/", f"{YAML_TAG}merge"
 # The tag of the one expression in Mask2Former's files, which is computed without running code.
@@ -162,7 +164,7 @@ def read_chain(name: str | Path, kind: str = CONFIG, *, text_keys: bool = False)
             raise InputError(
                 f"{document.place((BASE_KEY,))}: {BASE_KEY} must be the path of one {kind}, not {base!r}"
             )
-        path = locate(base, kind, folders=(path.parent,)) or path.parent / Path(base).expanduser()
+        path = locate(base, kind, folders=(path.parent,)) or path.parent / expanded(base)
         if path.resolve() in seen:
             raise InputError(f"{document.path}: {BASE_KEY} leads back to {path}; remove the circle")
 
@@ -199,6 +201,10 @@ def _checked_keys(root: yaml.Node, file: Path) -> Iterator[Key]:
             )
         if node.tag.startswith(PYTHON_TAG):
             _check_expression(node, place)
+        if isinstance(node, yaml.ScalarNode) and NO_TEXT.search(node.value):
+            raise InputError(
+                f"{place}: a character that no name and no path may hold (\\0 or a surrogate); remove it"
+            )
         if isinstance(node, yaml.SequenceNode):
             waiting += [(child, above, level + 1) for child in node.value]
         elif isinstance(node, yaml.MappingNode):

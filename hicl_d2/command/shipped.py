@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from hicl_d2.command.errors import InputError, nearest
+from hicl_d2.command.files import expanded
 
 PACKAGE = Path(__file__).resolve().parents[1]
 IS_CHECKOUT = not (PACKAGE / "configs").is_dir()
@@ -37,7 +38,7 @@ def locate(name: str | Path, kind: str = CONFIG, folders: Sequence[Path] = (Path
     """Return the file that ``name`` stands for: a path that exists below one of ``folders`` (the current one), else a file
     that comes with the project; None if there is neither.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     for folder in folders:
         if os.path.exists(folder / path):
             return folder / path

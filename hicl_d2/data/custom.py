@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hicl_d2.command.errors import InputError, counted, listing, nearest
+from hicl_d2.command.files import expanded
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.coco import draw_coco, read_coco
@@ -172,7 +173,7 @@ def _source(
             f"the data set {name!r}: the background {background!r} is no class{nearest(background, classes)}"
         )
     root = data_root()
-    labels = root / Path(label_dir).expanduser()
+    labels = root / expanded(label_dir)
     form = "coco" if label_format == "auto" and labels.suffix.lower() == ".json" else label_format
     values = value_table(name, label_values, classes, ignore)
     has_values = bool(len(label_values))
@@ -182,12 +183,12 @@ def _source(
     ignore = stored_ignore(name, ignore, len(classes))
     beside = f"{labels.name}.classes"  # the whole name: v1.0 and v1.1 are two folders
     if cache_dir:
-        cache = root / Path(cache_dir).expanduser() / f"{beside}.{digest(os.path.abspath(labels))}"
+        cache = root / expanded(cache_dir) / f"{beside}.{digest(os.path.abspath(labels))}"
     else:
         cache = labels.with_name(beside)
     return _Source(
         name,
-        root / Path(image_dir).expanduser(),
+        root / expanded(image_dir),
         labels,
         classes,
         ignore,
@@ -199,7 +200,7 @@ def _source(
         classes.index(background) if background else ignore,
         cache,
         tuple(values.items()),
-        root / Path(list_file).expanduser() if list_file else None,
+        root / expanded(list_file) if list_file else None,
         unlabelled,
     )
 

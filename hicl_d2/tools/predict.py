@@ -18,7 +18,7 @@ from hicl_d2.command.address import is_address, local_file
 from hicl_d2.command.cli import NO_PERMISSION, NO_SPACE
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted, one_line
-from hicl_d2.command.files import atomic_path, check_writable
+from hicl_d2.command.files import atomic_path, check_writable, expanded
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -141,10 +141,10 @@ def find_images(inputs: Sequence[str], output: Path | None = None) -> list[tuple
     run has written it. Raises InputError for an input that stands for nothing, for two files of one name, and for an
     ``output`` that is the folder of an input or lies above it, where predictions could take the place of inputs.
     """
-    target = None if output is None else output.expanduser().resolve()
+    target = None if output is None else expanded(output).resolve()
     found: dict[str, Path] = {}
     for text in inputs:
-        path = Path(text).expanduser()
+        path = expanded(text)
         if path.is_dir():
             pairs, folder = [(str(p.relative_to(path)), p) for p in _images_below(path)], path
         elif path.is_file():

@@ -15,6 +15,7 @@ from hicl_d2.command.files import (
     UNFINISHED,
     atomic_open,
     atomic_path,
+    expanded,
     occupied,
     open_lock,
     read_json,
@@ -214,3 +215,10 @@ def test_damaged_json_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json is damaged"):
         read_json(tmp_path / "a.json")
+
+
+def test_home_folders_are_written_out_and_those_of_nobody_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert expanded("~/a") == Path("/somewhere/a")
+    assert expanded(Path("a/~/b")) == Path("a/~/b")
+    assert expanded("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")

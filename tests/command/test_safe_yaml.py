@@ -97,6 +97,23 @@ def test_a_file_that_cannot_be_read_is_named_by_its_kind(tmp_path: Path) -> None
         read_yaml(tmp_path / ("x" * 300))
 
 
+@pytest.mark.parametrize("escape", ["\\0", "\\x00", "\\uD800", "\\uDFFF"])
+@pytest.mark.parametrize("line", ['_BASE_: "{}"', 'A: ["b", "a{}.pth"]', '"{}": 1', 'A: {{B: "{}c"}}'])
+def test_a_character_that_no_path_may_hold_is_refused_with_its_line(
+    line: str, escape: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path, "# first\n" + line.format(escape) + "\n")
+    with pytest.raises(
+        InputError, match=re.escape(f"{file}:2: a character that no name and no path may hold")
+    ):
+        read_chain(file)
+
+
+def test_a_base_of_a_user_who_is_not_there_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"~nobody-of-this-name/base\.yaml does not exist"):
+        read_chain(write(tmp_path, "_BASE_: ~nobody-of-this-name/base.yaml\n"))
+
+
 def test_a_chain_is_read_from_its_last_base_on(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     write(tmp_path, "A: 1\n", "below/first.yaml")
