@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher, Mask2FormerLoss
 
-from hicl_d2.modeling.mask_former.criterion import Matcher
+from hicl_d2.modeling.mask_former.criterion import Matcher, SetCriterion
 from hicl_d2.modeling.mask_former.model import _values
 
 WEIGHTS = (2.0, 5.0, 4.0, 300)
@@ -23,6 +23,27 @@ def _case(
         masks[0, 4], classes[2, 3, 5] = bad, bad
     labels = [torch.randperm(12)[:count] for count in (4, 0, 12)]
     return masks, classes, [(torch.rand(len(ids), 24, 28) > 0.5).float() for ids in labels], labels
+
+
+@pytest.mark.parametrize(("masks", "share"), [(5, 0.75), (1, 1.0), (3, 0.0), (0, 0.75)])
+def test_the_points_are_those_of_transformers_and_so_are_the_random_numbers_drawn(
+    masks: int, share: float
+) -> None:
+    settings = dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), 1.0)
+    criterion = SetCriterion(
+        7, **settings, points=112, oversample_ratio=3.0, importance_sample_ratio=share, deep_supervision=True
+    )
+    logits = torch.randn(masks, 1, 9, 13, generator=torch.Generator().manual_seed(0))
+    found = []
+    for method in (Mask2FormerLoss, SetCriterion):
+        torch.manual_seed(1)
+        points = method.sample_points_using_uncertainty(
+            criterion, logits, criterion.calculate_uncertainty, 112, 3.0, share
+        )
+        found.append(sorted(map(tuple, each.tolist())) for each in points)
+        found.append(torch.rand(1))
+    assert list(found[0]) == list(found[2])
+    assert found[1] == found[3]
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
