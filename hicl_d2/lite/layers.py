@@ -59,7 +59,8 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve; pixels that lie one after another on a CPU are the rows of a matrix to a kernel of one pixel.
 
-        The product takes 0.45 to 1.0 of the convolution's time, forward and backward, and is equal to it within rounding.
+        Forward and backward, the product takes 0.46 to 1.16 of the convolution's time on layers of EfficientNet-Lite0, and is
+        equal to it within rounding.
         """
         if self._is_pointwise() and _is_pixel_by_pixel(input):
             return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)

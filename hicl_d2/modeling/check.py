@@ -10,7 +10,7 @@ from hicl_d2.d2 import INSTALL_GUIDE, USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from hicl_d2.d2.utils import Registry
-from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head, class_weights
+from hicl_d2.modeling.deeplab.check import DEEPLAB_HEADS, check_deeplab_head, read_class_weights
 from hicl_d2.modeling.dilated_resnet.check import check_depth_of_deeplab, check_dilated_resnet
 from hicl_d2.modeling.dilated_resnet.stages import dilated_resnet_strides
 from hicl_d2.modeling.efficientnet_lite.check import check_efficientnet_lite, efficientnet_lite_strides
@@ -106,7 +106,7 @@ def backbone_strides(cfg: CfgNode) -> dict[str, int] | None:
 def _check_who_reads_class_weights(cfg: CfgNode) -> None:
     settings, base = cfg.MODEL.SEM_SEG_HEAD, base_architecture(cfg)
     is_read = settings.NAME in DEEPLAB_HEADS and (_reads_features(cfg) or base == "PanopticDeepLab")
-    if class_weights(settings) and not is_read:
+    if read_class_weights(settings) and not is_read:
         raise InputError(
             f"MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS is not read by {settings.NAME} of {base}, only by {listing(DEEPLAB_HEADS)}; "
             "leave it empty"

@@ -125,6 +125,18 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert checksums.content_checksum(file) == hashlib.sha256(b"1").hexdigest()
 
 
+def test_a_user_without_a_home_folder_keeps_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HICL_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as where neither HOME nor the user is known
+    monkeypatch.chdir(tmp_path)
+    file = _aged(tmp_path / "a.pth", b"1")
+    assert checksums.content_checksum(file) == hashlib.sha256(b"1").hexdigest()
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
 def test_a_pipe_is_no_weights_file_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "w.pth")
     assert checksums.content_checksum(tmp_path / "w.pth") is None

@@ -51,6 +51,18 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "hard_pixel_mining"])
+def test_class_weights_make_no_step_wait(loss: str, transfers: list[list[str]]) -> None:
+    cfg = _config("SemanticSegmentor", "none")
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.LOSS_TYPE, head.CLASS_WEIGHTS = loss, [0.5] * head.NUM_CLASSES
+    model = build_model(cfg)
+    trainer = StepTrainer(model, [make_batch((64, 64), (64, 64))], build_optimizer(cfg, model), seed=1)
+    with EventStorage(), ForbidWaiting():
+        trainer.run_step()
+    assert len(transfers) == 1
+
+
 @pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("clipping", ["none", "full_model"])
 @pytest.mark.parametrize("architecture", ["SemanticSegmentor", "HiCL"])

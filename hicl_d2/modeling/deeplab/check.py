@@ -40,13 +40,13 @@ def check_deeplab_head(cfg: CfgNode, strides: Mapping[str, int]) -> None:
         )
 
 
-def class_weights(settings: CfgNode) -> list[float]:
+def read_class_weights(settings: CfgNode) -> list[float]:
     """Return CLASS_WEIGHTS of MODEL.SEM_SEG_HEAD; a config without the project's keys has none."""
     return list(settings.get("CLASS_WEIGHTS", ()))
 
 
 def _check_class_weights(settings: CfgNode, section: str) -> None:
-    weights, classes = class_weights(settings), settings.NUM_CLASSES
+    weights, classes = read_class_weights(settings), settings.NUM_CLASSES
     if not weights:
         return
     are_numbers = all(isinstance(each, int | float) and 0 <= each < math.inf for each in weights)

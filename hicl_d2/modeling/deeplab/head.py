@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from hicl_d2.modeling.deeplab.check import check_deeplab_head, class_weights, training_crop
+from hicl_d2.modeling.deeplab.check import check_deeplab_head, read_class_weights, training_crop
 from hicl_d2.modeling.deeplab.fused_loss import can_fuse, upsampled_loss
 from hicl_d2.modeling.deeplab.loss import build_loss
 from hicl_d2.modeling.deeplab.pooling import accept_any_size
@@ -199,7 +199,7 @@ class DeepLabV3PlusHead(nn.Module):
             "train_size": training_crop(cfg),
             "loss_weight": settings.LOSS_WEIGHT,
             "loss_type": settings.LOSS_TYPE,
-            "class_weights": class_weights(settings),
+            "class_weights": read_class_weights(settings),
             "ignore_value": settings.IGNORE_VALUE,
             "num_classes": settings.NUM_CLASSES,
             "use_depthwise_separable_conv": settings.USE_DEPTHWISE_SEPARABLE_CONV,
@@ -259,7 +259,7 @@ class DeepLabV3Head(nn.Module):
             use_depthwise_separable_conv=settings.USE_DEPTHWISE_SEPARABLE_CONV,
         )
         self.predictor = make_predictor(settings.CONVS_DIM, settings.NUM_CLASSES)
-        self.loss = build_loss(self.loss_type, self.ignore_value, class_weights=class_weights(settings))
+        self.loss = build_loss(self.loss_type, self.ignore_value, class_weights=read_class_weights(settings))
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None

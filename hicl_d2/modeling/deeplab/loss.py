@@ -43,7 +43,8 @@ class PixelCrossEntropy(nn.Module):
         is_labelled = labels != self.ignore_value
         if self.class_weights is None:
             return is_labelled.sum().clamp(min=1)
-        total = self.class_weights[labels[is_labelled]].sum()
+        # A mask in place of an index, which would make the host wait for the device.
+        total = (self.class_weights[labels.masked_fill(~is_labelled, 0)] * is_labelled).sum()
         return torch.where(total > 0, total, 1.0)
 
 

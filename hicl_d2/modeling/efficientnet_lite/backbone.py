@@ -152,7 +152,6 @@ class EfficientNetLite(Backbone):
         for number, block in enumerate(blocks):
             block.drop_path *= number / sum(stage.repeats for stage in _repeated(variant))
         self.blocks = nn.ModuleList(blocks)
-        self._divisibility = max(self._out_feature_strides.values())
         self._freeze(variant, freeze_at)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -171,7 +170,7 @@ class EfficientNetLite(Backbone):
         TensorFlow's "SAME" pads a map of an odd size on both sides and one of an even size on one, so the features of an odd
         map lie half a cell beside those of an even one.
         """
-        return self._divisibility
+        return max(self._out_feature_strides.values())
 
     def _freeze(self, variant: int, freeze_at: int) -> None:
         if freeze_at < 1:

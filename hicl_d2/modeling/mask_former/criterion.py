@@ -148,9 +148,9 @@ class SetCriterion(Mask2FormerLoss):
         points = torch.rand(number, int(num_points * oversample_ratio), 2, device=device)
         uncertainty = uncertainty_function(sample_point(logits, points, align_corners=False))[:, 0]
         chosen = _largest(uncertainty, int(importance_sample_ratio * num_points))
-        certain = num_points - chosen.shape[1]
+        left = num_points - chosen.shape[1]
         points = points.gather(1, chosen[..., None].expand(-1, -1, 2))
-        return torch.cat([points, torch.rand(number, certain, 2, device=device)], 1) if certain else points
+        return torch.cat([points, torch.rand(number, left, 2, device=device)], 1) if left else points
 
     def get_num_masks(self, class_labels: Any, device: torch.device) -> Tensor:
         """Return the mean number of masks per process, at least 1, by which every process divides its losses."""
