@@ -1,9 +1,10 @@
 """Measure whole training steps, images a second, beside Detectron2's own trainer.
 
 Every row is a trainer with all of its hooks and writers, on real crops of the recipe: the same batches over and over, then
-with the loader (one process). Detectron2's is its SimpleTrainer with the hooks of its DefaultTrainer, on its own model of
-the config and weights where it has one, and on the project's where it has none; its trainer has no half precision on a CPU.
-It is measured where it is installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
+with the loader (one process). Detectron2's is its SimpleTrainer with the hooks of its DefaultTrainer, on the original model of
+the config and weights: Detectron2's own, or that of facebookresearch/Mask2Former (with the project's backbone) where its
+checkout is on the Python path; else on the project's. Its trainer has no half precision on a CPU. It is measured where it is
+installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
 
 With --evaluate N the same is measured of evaluation: `--eval-only` on the first N test images, without building the model,
 against Detectron2's inference_on_dataset with its SemSegEvaluator, without boundary figures; both must find the same mIoU.
@@ -33,10 +34,12 @@ from speed.trainers import (
     Driven,
     detectron2_evaluation,
     detectron2_loader,
-    detectron2_model,
     has_detectron2,
+    is_mask2former,
+    original_model,
     our_evaluation,
     ours,
+    peer_batches,
     theirs,
 )
 from tabulate import tabulate
@@ -140,6 +143,10 @@ def main() -> int:
         )
     rows: list[dict[str, Any]] = []
     for file, cfg in configs.items():
+        if has_detectron2() and base_architecture(cfg) == "MaskFormer" and not is_mask2former(cfg):
+            _show(
+                f"{file}: the peer trains the project's Mask2Former; the original is not on the Python path\n"
+            )
         if args.evaluate:
             rows += compare_evaluations(file, cfg, args.evaluate, args.rounds)
             if args.output:
@@ -171,24 +178,22 @@ def make_steps(cfg: CfgNode, precisions: Iterable[str], folder: Path) -> dict[st
         steps[precision + LOADING] = ours(asked, folder / str(len(steps)), None)
     if has_detectron2():
         for ending in ("", LOADING):
-            given = detectron2_loader(variants[""]) if ending else batches * 10_000
-            model = peer_model(variants[""])
-            steps[PEER + ending] = theirs(variants[""], model, folder / str(len(steps)), given)
+            plain = variants[""]
+            given = detectron2_loader(plain) if ending else peer_batches(plain, batches) * 10_000
+            model = peer_model(plain)
+            steps[PEER + ending] = theirs(plain, model, folder / str(len(steps)), given)
     return steps
 
 
 def peer_model(cfg: CfgNode) -> nn.Module:
-    """Return Detectron2's own model of ``cfg``, else the project's as Detectron2 would train it, of equal weights."""
+    """Return the original model of ``cfg``, else the project's as Detectron2 would train it, of equal weights."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MEMORY_FORMAT = "contiguous"
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
-    own = detectron2_model(cfg)
-    if own is None:
-        return model
-    own.load_state_dict(model.state_dict())
-    return own
+    own = original_model(cfg, model)
+    return model if own is None else own
 
 
 def _without_branch(cfg: CfgNode) -> CfgNode:

@@ -92,12 +92,15 @@ class _File(NamedTuple):
     white_is_zero: bool
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Return a decoded image in RGB, 8 bits, upright, by the rules at the top of this file.
+
+    Where ``at_least`` (height, width) is given, a JPEG is decoded at the least of its eighth, quarter, half and whole size
+    that is not smaller.
 
     Raises InputError with the path for a file that is missing, is no image, is cut off or has no 8-bit meaning.
     """
-    file = _load(path, "image")
+    file = _load(path, "image", at_least)
     image = file.image
     if image.mode == "RGB":
         return image
@@ -229,7 +232,7 @@ def _header(path: str | Path, kind: str) -> tuple[tuple[int, int], int]:
     return ((width, height) if orientation >= QUARTER_TURN else (height, width)), orientation
 
 
-def _load(path: str | Path, kind: str) -> _File:
+def _load(path: str | Path, kind: str, at_least: tuple[int, int] | None = None) -> _File:
     """Decode a file. Raises InputError for one that cannot be used as a ``kind``, "image" or "label map"."""
     try:
         with _open(path) as image:
@@ -239,6 +242,10 @@ def _load(path: str | Path, kind: str) -> _File:
                 _check_coding(path, image)
             bits, white_is_zero = grey_bits(image), is_white_zero(image)
             orientation = tiff_tag(image, EXIF_ORIENTATION, 1)
+            if at_least is not None and image.format == "JPEG":
+                height, width = at_least
+                turned = orientation_of(image, decode=False) >= QUARTER_TURN
+                image.draft(None, (height, width) if turned else (width, height))
             image.load()
             upright: Image.Image = image
             if image.format != "TIFF":  # Pillow turns TIFFs itself
@@ -346,7 +353,7 @@ def value_hint(values: Iterable[int], num_classes: int, ignore_value: int) -> st
     return ""
 
 
-def check_sizes(image: Image.Image, labels: np.ndarray, record: dict[str, Any]) -> None:
+def check_sizes(image: Any, labels: np.ndarray, record: dict[str, Any]) -> None:
     """Raise InputError with both sizes if the image and the label map of a record differ in size."""
     if (image.height, image.width) != labels.shape:
         sizes = f"{image.height} x {image.width}", f"{labels.shape[0]} x {labels.shape[1]}"

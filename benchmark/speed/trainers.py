@@ -18,6 +18,14 @@ from hicl_d2.d2.utils import EventStorage
 from hicl_d2.data.color import ColorAugSSDTransform
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.engine.trainer import Trainer
+from hicl_d2.modeling.settings import base_architecture
+from speed.mask2former import (
+    has_mask2former,
+    import_mask2former,
+    mask2former_mapper,
+    mask2former_model,
+    with_instances,
+)
 
 __all__ = [
     "Driven",
@@ -25,8 +33,11 @@ __all__ = [
     "detectron2_loader",
     "detectron2_model",
     "has_detectron2",
+    "is_mask2former",
+    "original_model",
     "our_evaluation",
     "ours",
+    "peer_batches",
     "theirs",
 ]
 
@@ -108,6 +119,31 @@ def detectron2_model(cfg: CfgNode) -> nn.Module | None:
     return modeling.build_model(_their_config(cfg)) if all(name in known for known, name in names) else None
 
 
+def original_model(cfg: CfgNode, ours: nn.Module) -> nn.Module | None:
+    """Return the model of ``cfg`` as its own authors build it, of the weights of ``ours``, or None where there is none.
+
+    That is Detectron2's, or the original Mask2Former with the project's backbone where its checkout is on the Python path.
+    """
+    if is_mask2former(cfg):
+        return mask2former_model(_their_config(cfg), ours)
+    model = detectron2_model(cfg)
+    if model is not None:
+        model.load_state_dict(ours.state_dict())
+    return model
+
+
+def is_mask2former(cfg: CfgNode) -> bool:
+    """Return whether the original Mask2Former is the peer of the model of ``cfg``."""
+    return base_architecture(cfg) == "MaskFormer" and has_mask2former()
+
+
+def peer_batches(cfg: CfgNode, batches: list[Any]) -> list[Any]:
+    """Return the batches as the peer of ``cfg`` trains on them."""
+    if not is_mask2former(cfg):
+        return batches
+    return [with_instances(batch, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) for batch in batches]
+
+
 def theirs(cfg: CfgNode, model: nn.Module, folder: Path, batches: Any) -> Driven:
     """Return Detectron2's SimpleTrainer of ``model`` with the hooks and writers of its DefaultTrainer."""
     engine, events = _detectron2("engine"), _detectron2("utils.events")
@@ -162,7 +198,10 @@ def _clipping(kind: Any, bound: float) -> Any:
 
 
 def detectron2_loader(cfg: CfgNode) -> Any:
-    """Return Detectron2's training loader of the data of ``cfg``, with the same augmentations."""
+    """Return Detectron2's training loader of the data of ``cfg``, with the same augmentations.
+
+    Its mapper is Detectron2's, or the original Mask2Former's where that is the peer.
+    """
     data, transforms = _detectron2("data"), _detectron2("data.transforms")
     crop = cfg.INPUT.CROP
     augmentations = [
@@ -179,9 +218,13 @@ def detectron2_loader(cfg: CfgNode) -> Any:
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(_their_colours()(cfg.INPUT.FORMAT))
     augmentations.append(transforms.RandomFlip())
+    if is_mask2former(cfg):
+        mapper = mask2former_mapper(_their_config(cfg), augmentations)
+    else:
+        mapper = data.DatasetMapper(True, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
     return data.build_detection_train_loader(
         [record for name in cfg.DATASETS.TRAIN for record in load_records(name)],
-        mapper=data.DatasetMapper(True, augmentations=augmentations, image_format=cfg.INPUT.FORMAT),
+        mapper=mapper,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -242,6 +285,8 @@ def _their_colours() -> Any:
 def _their_config(cfg: CfgNode) -> Any:
     theirs = _detectron2("config").get_cfg()
     _detectron2("projects.deeplab").add_deeplab_config(theirs)
+    if is_mask2former(cfg):
+        import_mask2former().add_maskformer2_config(theirs)
     _copy(cfg, theirs)
     return theirs
 

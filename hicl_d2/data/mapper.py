@@ -1,7 +1,7 @@
 """From a record to the tensors that a semantic model takes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.data import detection_utils
 from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data.color import ColorAugSSDTransform
-from hicl_d2.data.picture import Picture, PictureInput
+from hicl_d2.data.picture import Picture, PictureInput, ReducedImage
 from hicl_d2.modeling.settings import base_architecture
 from hicl_d2.reading import check_labels, check_sizes, open_image, read_labels
 
 # What an image is padded with to the size of the crop: as in Mask2Former, a middle grey.
 PAD_VALUE = 128
+
+# An image, or what it will be decoded from, and its label map (H, W).
+Decoded = tuple[Image.Image | ReducedImage, np.ndarray | None]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class SemanticMapper:
         ignore_value: int = 255,
         pad_to: tuple[int, int] | None = None,
         keep_decoded: bool = False,
+        reduced_decoding: bool = False,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -51,7 +55,10 @@ class SemanticMapper:
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.pad_to = pad_to
-        self._decoded: dict[str, tuple[Image.Image, np.ndarray | None]] | None = {} if keep_decoded else None
+        self._decoded: dict[str, Decoded] | None = {} if keep_decoded else None
+        self._open: Callable[[str], Image.Image | ReducedImage] = (
+            ReducedImage if reduced_decoding else open_image
+        )
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
@@ -68,6 +75,7 @@ class SemanticMapper:
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "pad_to": (side, side) if side > 0 else tuple(crop.SIZE) if fixed_size else None,
             "keep_decoded": is_train and cfg.DATALOADER.KEEP_DECODED,
+            "reduced_decoding": is_train and cfg.INPUT.REDUCED_DECODING,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +84,12 @@ class SemanticMapper:
         return self.transform(record, *self.read(record))
 
     def transform(
-        self, record: dict[str, Any], image: Image.Image, labels: np.ndarray | None = None
+        self, record: dict[str, Any], image: Image.Image | ReducedImage, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
         """Return the mapped copy of one record whose image and label map are decoded already.
 
-        Raises InputError with the image's name for a size that an augmentation makes nothing of.
+        Raises InputError with the image's name for a size that an augmentation makes nothing of, or a file that turns out to
+        be damaged as it is decoded.
         """
         inputs = PictureInput(Picture(image, self.image_format), labels)
         try:
@@ -102,7 +111,7 @@ class SemanticMapper:
             mapped["sem_seg"] = torch.as_tensor(self._pad(labels, self.ignore_value).astype(np.int64))
         return mapped
 
-    def read(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray | None]:
+    def read(self, record: dict[str, Any]) -> Decoded:
         """Return what :meth:`decode` does, from memory where decoded files are kept and it has been asked before."""
         if self._decoded is None:
             return self.decode(record)
@@ -114,12 +123,12 @@ class SemanticMapper:
         record.setdefault("width", image.width)
         return image, labels
 
-    def decode(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray | None]:
+    def decode(self, record: dict[str, Any]) -> Decoded:
         """Return the image in RGB, and label map (H, W), if the record has one, after checking both.
 
         A record without ``height`` and ``width`` is given those of its image.
         """
-        image = open_image(record["file_name"])
+        image = self._open(record["file_name"])
         try:
             detection_utils.check_image_size(record, Picture(image, self.image_format))
         except detection_utils.SizeMismatchError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hicl_d2.d2 import transforms as T
+from hicl_d2.reading import image_size, open_image
 
 # How far Pillow's filters reach, in pixels of the larger of source and result. Nearest is none: it finds its pixels by
 # adding up steps from the first on.
@@ -65,6 +66,19 @@ def _moved(part: range, by: int) -> range:
     return range(part.start + by, part.stop + by)
 
 
+class ReducedImage:
+    """An image that is decoded for the size that it is resized to: a JPEG at a part of its own where that is enough."""
+
+    def __init__(self, path: str) -> None:
+        """Raises InputError for a file whose beginning shows that it cannot be used; the rest is seen when it is decoded."""
+        self._path = path
+        self.height, self.width = image_size(path)
+
+    def decoded(self, at_least: tuple[int, int]) -> Image.Image:
+        """Return the image in RGB, not below ``at_least`` (height, width) where it is not itself. Raises InputError."""
+        return open_image(self._path, at_least)
+
+
 class Picture:
     """An image that Pillow is to resize, as an array (H, W, 3), uint8, that is made when it is looked at.
 
@@ -77,7 +91,7 @@ class Picture:
 
     def __init__(
         self,
-        source: Image.Image,
+        source: Image.Image | ReducedImage,
         image_format: str,
         size: tuple[int, int] | None = None,
         resample: int = Image.Resampling.BILINEAR,
@@ -90,7 +104,9 @@ class Picture:
 
     def resized(self, size: tuple[int, int], resample: int) -> "Picture":
         """Return this picture resized to ``size`` (height, width)."""
-        return Picture(self._part(slice(None), slice(None)), self._image_format, size, resample)
+        is_whole = self.shape[:2] == (self._source.height, self._source.width)
+        source = self._source if is_whole else self._part(slice(None), slice(None))
+        return Picture(source, self._image_format, size, resample)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Return what the whole array has there; of (rows, columns) no more is made."""
@@ -110,7 +126,10 @@ class Picture:
     def _part(self, rows: slice, columns: slice) -> Image.Image:
         height, width, _ = self.shape
         kept = range(height)[rows], range(width)[columns]
-        return resize_part(self._source, (height, width), self._resample, *kept)
+        source = self._source
+        if isinstance(source, ReducedImage):
+            source = source.decoded((height, width))
+        return resize_part(source, (height, width), self._resample, *kept)
 
     def _array(self, image: Image.Image) -> np.ndarray:
         """Return (h, w, 3) that keeps each channel in one piece, as models take it."""

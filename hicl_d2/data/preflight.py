@@ -149,6 +149,11 @@ def check_inputs(cfg: CfgNode) -> None:
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes}, but a range is the least and the greatest length")
     if not len(sizes) or min(sizes) < 0:
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; give the lengths of the short side in pixels")
+    if inputs.REDUCED_DECODING and cfg.DATALOADER.KEEP_DECODED:
+        raise InputError(
+            "INPUT.REDUCED_DECODING decodes an image for the size of the moment, DATALOADER.KEEP_DECODED once for all sizes; "
+            "set one of the two"
+        )
     if inputs.CROP.ENABLED:
         _check_crop(inputs.CROP.TYPE, inputs.CROP.SIZE)
 

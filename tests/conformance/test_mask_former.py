@@ -1,4 +1,4 @@
-"""Mask2Former has the names, predictions and losses of the original project, to the last digit.
+"""Mask2Former has the names and predictions of the original project, to the last digit, and its losses within rounding.
 
 The original's figures were recorded with its checkout on the Python path, beside Detectron2, on a CPU: two packages that
 it imports and that have no part in the figures (its compiled operator, timm) are stood in for.
@@ -6,9 +6,6 @@ it imports and that have no part in the figures (its compiled operator, timm) ar
 
 import functools
 import importlib
-import importlib.util
-import sys
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import hicl_d2.modeling.models  # noqa: F401 - registers models
+from benchmark.speed.mask2former import has_mask2former, import_mask2former
 from hicl_d2.command.safe_yaml import flatten
 from hicl_d2.config import add_hicl_config
 from hicl_d2.d2.config import add_deeplab_config, get_cfg
@@ -29,28 +27,16 @@ from tests.conformance.tensors import assert_close, digest, largest_difference, 
 from tests.modeling.mask_former.models import fill, mask_former_batch, mask_former_cfg
 
 BACKBONES = ("build_resnet_backbone", "D2SwinTransformer")
-HAS_ORIGINAL = HAS_DETECTRON2 and importlib.util.find_spec("mask2former") is not None
+HAS_ORIGINAL = HAS_DETECTRON2 and has_mask2former()
 needs_original = pytest.mark.skipif(
     not HAS_ORIGINAL, reason="facebookresearch/Mask2Former is not on the Python path"
 )
 
 
-@functools.cache
-def import_original() -> Any:
-    """Import the original, which registers its models under the names that ours then give up."""
-    layers = ModuleType("timm.models.layers")
-    layers.DropPath = nn.Identity  # type: ignore[attr-defined]
-    layers.to_2tuple = lambda value: (value, value)  # type: ignore[attr-defined]
-    layers.trunc_normal_ = nn.init.trunc_normal_  # type: ignore[attr-defined]
-    absent = {name: ModuleType(name) for name in ("MultiScaleDeformableAttention", "timm", "timm.models")}
-    with mock.patch.dict(sys.modules, {**absent, "timm.models.layers": layers}):
-        return importlib.import_module("mask2former")
-
-
 def build(runtime: str, backbone: str) -> nn.Module:
     """Build ours ("lite", whatever the door) or the original ("detectron2")."""
     if runtime == "detectron2":
-        import_original()
+        import_mask2former()  # whose models take the names that ours then give up
         return build_model(mask_former_cfg(backbone))
     with mock.patch.dict(BACKBONE_REGISTRY._obj_map, D2SwinTransformer=D2SwinTransformer):
         return build_model(mask_former_cfg(backbone, "HiCLMaskFormer"))
@@ -141,8 +127,10 @@ def test_ours_equals_the_original(backbone: str) -> None:
     assert len(ours["losses"]) == 30
     # Swin computes query, key and value one by one, which rounds otherwise.
     limit = 0.0 if backbone == "build_resnet_backbone" else 5e-5
-    for part in ("predictions", "scores", "losses"):
+    for part in ("predictions", "scores"):
         assert largest_difference(ours[part], theirs[part]) <= limit, part
+    # Ours adds up the uncertain points in another order.
+    assert largest_difference(ours["losses"], theirs["losses"]) <= max(limit, 4e-6)
     for name, gradient in theirs["gradients"].items():
         assert _relative(ours["gradients"][name], gradient) < 1e-4, name
 
@@ -162,7 +150,7 @@ def test_a_checkpoint_of_either_loads_into_the_other(backbone: str) -> None:
 
 @needs_original
 def test_the_branch_on_the_originals_own_model_has_the_loss_that_it_has_on_ours() -> None:
-    original = import_original()
+    original = import_mask2former()
     batch, found = inputs("detectron2"), {}
     for base in ("MaskFormer", "HiCLMaskFormer"):
         torch.manual_seed(1)
@@ -182,7 +170,7 @@ def test_the_branch_on_the_originals_own_model_has_the_loss_that_it_has_on_ours(
 @needs_original
 @pytest.mark.parametrize("base", ["MaskFormer", "HiCLMaskFormer"])
 def test_test_time_augmentation_is_the_originals_bit_for_bit(base: str) -> None:
-    original = import_original()
+    original = import_mask2former()
     cfg = mask_former_cfg(architecture=base)
     cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = True, (48, 64, 96), 140
     model = fill(build_model(cfg)).eval()
@@ -197,7 +185,7 @@ def test_test_time_augmentation_is_the_originals_bit_for_bit(base: str) -> None:
 @needs_original
 @pytest.mark.parametrize("order", ["theirs first", "ours first"])
 def test_the_originals_keys_keep_their_values_beside_ours(order: str) -> None:
-    add_theirs = import_original().add_maskformer2_config
+    add_theirs = import_mask2former().add_maskformer2_config
     cfg, theirs = get_cfg(), get_cfg()
     for each in (cfg, theirs):
         add_deeplab_config(each)
@@ -212,7 +200,7 @@ def test_the_originals_keys_keep_their_values_beside_ours(order: str) -> None:
 
 @needs_original
 def test_the_originals_registration_wins_and_ours_stays_reachable() -> None:
-    original = import_original()
+    original = import_mask2former()
     assert META_ARCH_REGISTRY.get("MaskFormer") is original.MaskFormer
     assert META_ARCH_REGISTRY.get("HiCLMaskFormer") is MaskFormer
 

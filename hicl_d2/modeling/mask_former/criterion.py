@@ -3,8 +3,9 @@
 Importing this module imports transformers; import it inside functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerHungarianMatcher,
     Mask2FormerLoss,
+    dice_loss,
     pair_wise_dice_loss,
     pair_wise_sigmoid_cross_entropy_loss,
     sample_point,
+    sigmoid_cross_entropy_loss,
 )
 
 from hicl_d2.contrast.frame import uncompiled
@@ -27,14 +30,27 @@ from hicl_d2.d2.utils import comm
 LOSSES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
 
 
-class Matcher(Mask2FormerHungarianMatcher):
-    """Transformers' matcher, with the same random points, costs and matches.
+class Layer(NamedTuple):
+    """What one layer of the decoder predicts for B images with Q queries, in float32."""
 
-    All queries of an image are read at its points in one pass over them, and the costs of all images are brought to the
-    host together.
+    masks: Tensor  # logits (B, Q, h, w)
+    classes: Tensor  # logits (B, Q, K + 1)
+
+
+class Points(NamedTuple):
+    """The random points of one layer, (x, y) in 0 to 1, in the order in which transformers draws them."""
+
+    matching: Tensor  # (B, P, 2): of each image, where masks are compared to match them
+    candidates: Tensor  # (M, P * oversample ratio, 2): of each match, of which the most uncertain are taken
+    others: Tensor  # (M, the rest of P, 2): of each match, taken as they are
+
+
+class Matcher(Mask2FormerHungarianMatcher):
+    """Transformers' matcher, with the same costs and matches for the same points.
+
+    The costs of all layers and images are brought to the host together, and so are the matches back to the device.
     """
 
-    @torch.no_grad()
     def forward(
         self,
         masks_queries_logits: Tensor,
@@ -50,30 +66,70 @@ class Matcher(Mask2FormerHungarianMatcher):
             mask_labels: per image (N, H, W), 0 or 1.
             class_labels: per image (N,).
         """
-        images = zip(masks_queries_logits, class_queries_logits, mask_labels, class_labels, strict=True)
-        costs = [self._costs(*image) for image in images]
+        device = masks_queries_logits.device
+        points = torch.rand(len(masks_queries_logits), self.num_points, 2, device=device)
+        layer = Layer(masks_queries_logits, class_queries_logits)
+        return self.match([layer], [points], mask_labels, class_labels)[0]
+
+    @torch.no_grad()
+    def match(
+        self,
+        layers: Sequence[Layer],
+        points: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        labels: Sequence[Tensor],
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return for each layer and image, as two tensors of numbers, which queries are matched with which masks.
+
+        Args:
+            layers: the predictions of each layer.
+            points: per layer (B, P, 2), where masks are compared.
+            masks: per image (N, H, W), 0 or 1.
+            labels: per image (N,).
+        """
+        costs = [
+            cost
+            for layer, drawn in zip(layers, points, strict=True)
+            for cost in self._costs(layer, drawn, masks, labels)
+        ]
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         parts = flat.split([cost.numel() for cost in costs])
         found = [
             linear_sum_assignment(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)
         ]
-        return [(torch.as_tensor(queries), torch.as_tensor(masks)) for queries, masks in found]
+        pairs = torch.from_numpy(np.concatenate([np.stack(pair) for pair in found], axis=1))
+        pairs = pairs.to(costs[0].device, non_blocking=True)
+        queries, targets = (part.split([len(pair[0]) for pair in found]) for part in pairs)
+        matches = list(zip(queries, targets, strict=True))
+        images = len(labels)
+        return [matches[start : start + images] for start in range(0, len(matches), images)]
 
-    def _costs(self, masks: Tensor, classes: Tensor, mask_labels: Tensor, class_labels: Tensor) -> Tensor:
-        """Return what each match would cost, (Q, N); what is not finite costs the most."""
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
-        predicted = sample_point(masks[None], points, align_corners=False)[0]
-        wanted = sample_point(mask_labels.to(masks)[None], points, align_corners=False)[0]
-        of_class = -classes.softmax(-1)[:, class_labels]
-        of_mask = pair_wise_sigmoid_cross_entropy_loss(predicted, wanted)
-        of_dice = pair_wise_dice_loss(predicted, wanted)
-        cost = self.cost_mask * of_mask + self.cost_class * of_class + self.cost_dice * of_dice
-        most = torch.finfo(cost.dtype).max
-        return torch.nan_to_num(cost, nan=most, posinf=most, neginf=most)
+    def _costs(
+        self, layer: Layer, points: Tensor, masks: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return for each image what each match would cost, (Q, N); what is not finite costs the most."""
+        predictions = sample_point(layer.masks, points, align_corners=False)
+        probabilities = layer.classes.softmax(-1)
+        costs = []
+        for predicted, of_query, drawn, mask, ids in zip(
+            predictions, probabilities, points, masks, labels, strict=True
+        ):
+            wanted = sample_point(mask.to(predicted)[None], drawn[None], align_corners=False)[0]
+            of_class = -of_query[:, ids]
+            of_mask = pair_wise_sigmoid_cross_entropy_loss(predicted, wanted)
+            of_dice = pair_wise_dice_loss(predicted, wanted)
+            cost = self.cost_mask * of_mask + self.cost_class * of_class + self.cost_dice * of_dice
+            most = torch.finfo(cost.dtype).max
+            costs.append(torch.nan_to_num(cost, nan=most, posinf=most, neginf=most))
+        return costs
 
 
 class SetCriterion(Mask2FormerLoss):
-    """Transformers' loss in float32, weighted and named as in the original; the number of masks is averaged over processes."""
+    """Transformers' loss in float32, weighted and named as in the original; the number of masks is averaged over processes.
+
+    The random points are drawn in transformers' order, those of all layers before the first match: some 330 KB for each
+    mask and layer with the 12,544 points of the recipes.
+    """
 
     def __init__(
         self,
@@ -100,7 +156,7 @@ class SetCriterion(Mask2FormerLoss):
         }
         weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         super().__init__(Mask2FormerConfig(**settings), weights)
-        self.matcher = Matcher(class_weight, mask_weight, dice_weight, points)
+        self.matcher: Matcher = Matcher(class_weight, mask_weight, dice_weight, points)
         self.deep_supervision = deep_supervision
 
     @uncompiled  # matching leaves torch, and the number of masks differs from step to step
@@ -112,45 +168,64 @@ class SetCriterion(Mask2FormerLoss):
         ``predictions`` are the decoder's; per image there are class ids ``labels`` (N,) and ``masks`` (N, H, W), 0 or 1.
         """
         masks = [mask.float() for mask in masks]
-        last = _in_float32(predictions)
-        earlier = (
-            [_in_float32(each) for each in predictions["aux_outputs"]] if self.deep_supervision else None
-        )
-        with torch.autocast(last["masks_queries_logits"].device.type, enabled=False):
-            found = self(**last, mask_labels=masks, class_labels=labels, auxiliary_predictions=earlier)
-        ends = ["", *(f"_{index}" for index in range(len(earlier or ())))]
+        earlier = predictions["aux_outputs"] if self.deep_supervision else ()
+        layers = [_in_float32(each) for each in (predictions, *earlier)]
+        with torch.autocast(layers[0].masks.device.type, enabled=False):
+            found = self._weighted(layers, labels, masks)
+        ends = ["", *(f"_{index}" for index in range(len(layers) - 1))]
         return {
-            f"{ours}{end}": found[f"{theirs}{end}"] * self.weight_dict[ours]
-            for end in ends
-            for ours, theirs in LOSSES.items()
+            f"{name}{end}": loss
+            for end, losses in zip(ends, found, strict=True)
+            for name, loss in losses.items()
         }
 
-    def sample_points_using_uncertainty(
-        self,
-        logits: Tensor,
-        uncertainty_function: Callable[[Tensor], Tensor],
-        num_points: int,
-        oversample_ratio: float,
-        importance_sample_ratio: float,
-    ) -> Tensor:
-        """Draw points in 0 to 1 for each mask, a share of them the most uncertain of more: (N, num_points, 2).
+    def _weighted(
+        self, layers: Sequence[Layer], labels: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Return the losses of each layer; the host waits once, for the costs of all matches."""
+        points = [self.draw_points(layer.masks, labels) for layer in layers]
+        matches: Any = self.matcher.match(layers, [each.matching for each in points], masks, labels)
+        count: Any = self.get_num_masks(labels, layers[0].masks.device)
+        every_mask = torch.cat(list(masks))[:, None]
+        firsts = list(itertools.accumulate(map(len, labels), initial=0))
+        losses = []
+        for layer, pairs in zip(layers, matches, strict=True):
+            wanted = torch.cat([first + target for first, (_, target) in zip(firsts, pairs, strict=False)])
+            logits, target = self._at_points(
+                layer.masks[self._get_predictions_permutation_indices(pairs)][:, None],
+                every_mask[wanted],
+                points.pop(0),
+            )
+            found = {
+                **self.loss_labels(layer.classes, list(labels), pairs),
+                "loss_mask": sigmoid_cross_entropy_loss(logits, target, count),
+                "loss_dice": dice_loss(logits, target, count),
+            }
+            losses.append({ours: found[theirs] * self.weight_dict[ours] for ours, theirs in LOSSES.items()})
+        return losses
 
-        The points are transformers' in another order: those of the highest uncertainty are told apart, not sorted.
+    def draw_points(self, masks: Tensor, labels: Sequence[Tensor]) -> Points:
+        """Return the points of a layer with mask logits (B, Q, h, w) for images with class ids ``labels`` (N,)."""
+        images, queries = masks.shape[:2]
+        matched = sum(min(queries, len(ids)) for ids in labels)
+        candidates = int(self.num_points * self.oversample_ratio)
+        others = self.num_points - self._uncertain
+        counts = ((images, self.num_points), (matched, candidates), (matched, others))
+        return Points(*(torch.rand(*count, 2, device=masks.device) for count in counts))
 
-        Args:
-            logits: (N, 1, h, w).
-            uncertainty_function: takes logits (N, 1, points) to uncertainties of the same shape.
-            num_points: for each mask.
-            oversample_ratio: points that are looked at, over ``num_points``.
-            importance_sample_ratio: share of ``num_points`` that is taken by uncertainty.
-        """
-        number, device = len(logits), logits.device
-        points = torch.rand(number, int(num_points * oversample_ratio), 2, device=device)
-        uncertainty = uncertainty_function(sample_point(logits, points, align_corners=False))[:, 0]
-        chosen = _largest(uncertainty, int(importance_sample_ratio * num_points))
-        left = num_points - chosen.shape[1]
-        points = points.gather(1, chosen[..., None].expand(-1, -1, 2))
-        return torch.cat([points, torch.rand(number, left, 2, device=device)], 1) if left else points
+    @property
+    def _uncertain(self) -> int:
+        return int(self.importance_sample_ratio * self.num_points)
+
+    def _at_points(self, logits: Tensor, target: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+        """Return ``logits`` (M, 1, h, w) and masks ``target`` (M, 1, H, W) at the points of each match, (M, P) each."""
+        with torch.no_grad():
+            uncertainty = -sample_point(logits, points.candidates, align_corners=False)[:, 0].abs()
+            chosen = _largest(uncertainty, self._uncertain)
+            uncertain = points.candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+            where = torch.cat([uncertain, points.others], 1)
+            wanted = sample_point(target, where, align_corners=False)[:, 0]
+        return sample_point(logits, where, align_corners=False)[:, 0], wanted
 
     def get_num_masks(self, class_labels: Any, device: torch.device) -> Tensor:
         """Return the mean number of masks per process, at least 1, by which every process divides its losses."""
@@ -168,8 +243,5 @@ def _largest(values: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.argpartition(values.numpy(), -count, axis=1)[:, -count:])
 
 
-def _in_float32(predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        "masks_queries_logits": predictions["pred_masks"].float(),
-        "class_queries_logits": predictions["pred_logits"].float(),
-    }
+def _in_float32(predictions: Mapping[str, Tensor]) -> Layer:
+    return Layer(predictions["pred_masks"].float(), predictions["pred_logits"].float())

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher, Mask2FormerLoss
 
 from hicl_d2.modeling.mask_former.criterion import Matcher, SetCriterion
@@ -25,25 +26,68 @@ def _case(
     return masks, classes, [(torch.rand(len(ids), 24, 28) > 0.5).float() for ids in labels], labels
 
 
-@pytest.mark.parametrize(("masks", "share"), [(5, 0.75), (1, 1.0), (3, 0.0), (0, 0.75)])
-def test_the_points_are_those_of_transformers_and_so_are_the_random_numbers_drawn(
-    masks: int, share: float
+LOSS_WEIGHTS = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 4.0, "no_object_weight": 0.1}
+
+
+def _criterion(share: float) -> SetCriterion:
+    points = {"points": 112, "oversample_ratio": 3.0, "importance_sample_ratio": share}
+    return SetCriterion(12, **LOSS_WEIGHTS, **points, deep_supervision=True)
+
+
+def _theirs(share: float) -> Mask2FormerLoss:
+    points = {"train_num_points": 112, "oversample_ratio": 3.0, "importance_sample_ratio": share}
+    return Mask2FormerLoss(Mask2FormerConfig(num_labels=12, **LOSS_WEIGHTS, **points), {})
+
+
+def _layers(images: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        {
+            "pred_masks": torch.randn(images, 9, 6, 7, generator=generator, requires_grad=True),
+            "pred_logits": torch.randn(images, 9, 13, generator=generator, requires_grad=True),
+        }
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("share", [0.75, 1.0, 0.0])
+@pytest.mark.parametrize("images", [slice(0, 3), slice(0, 1), slice(1, 2)])
+def test_losses_gradients_and_random_numbers_drawn_are_those_of_transformers(
+    images: slice, share: float
 ) -> None:
-    settings = dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), 1.0)
-    criterion = SetCriterion(
-        7, **settings, points=112, oversample_ratio=3.0, importance_sample_ratio=share, deep_supervision=True
-    )
-    logits = torch.randn(masks, 1, 9, 13, generator=torch.Generator().manual_seed(0))
+    _, _, masks, labels = (part[images] for part in _case())
+    names = {"pred_masks": "masks_queries_logits", "pred_logits": "class_queries_logits"}
+    weights = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 4.0}
     found = []
-    for method in (Mask2FormerLoss, SetCriterion):
+    for by_transformers in (False, True):
+        layers = _layers(len(labels))
         torch.manual_seed(1)
-        points = method.sample_points_using_uncertainty(
-            criterion, logits, criterion.calculate_uncertainty, 112, 3.0, share
-        )
-        found.append(sorted(map(tuple, each.tolist())) for each in points)
-        found.append(torch.rand(1))
-    assert list(found[0]) == list(found[2])
-    assert found[1] == found[3]
+        if by_transformers:
+            first, *rest = [{names[key]: value for key, value in layer.items()} for layer in layers]
+            named = _theirs(share)(
+                **first, mask_labels=masks, class_labels=labels, auxiliary_predictions=rest
+            )
+            losses = {name: loss * weights[name.rstrip("_012")] for name, loss in named.items()}
+        else:
+            named = _criterion(share).losses({**layers[0], "aux_outputs": layers[1:]}, labels, masks)
+            losses = {name.replace("loss_ce", "loss_cross_entropy"): loss for name, loss in named.items()}
+        sum(losses.values()).backward()
+        gradients = [each.grad for layer in layers for each in layer.values()]
+        found.append((losses, gradients, torch.rand(3)))
+    ours, theirs = found
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1])
+    assert torch.equal(ours[2], theirs[2])
+
+
+def test_all_layers_wait_for_the_costs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, masks, labels = _case()
+    layers = _layers(3)
+    transfers = []
+    to_host = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self.numel()) or to_host(self))
+    _criterion(0.75).losses({**layers[0], "aux_outputs": layers[1:]}, labels, masks)
+    assert transfers == [3 * 9 * (4 + 0 + 12)]
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
