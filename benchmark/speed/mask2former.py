@@ -38,9 +38,15 @@ def import_mask2former() -> Any:
     layers.DropPath = nn.Identity  # type: ignore[attr-defined]
     layers.to_2tuple = lambda value: (value, value)  # type: ignore[attr-defined]
     layers.trunc_normal_ = nn.init.trunc_normal_  # type: ignore[attr-defined]
-    absent = {name: ModuleType(name) for name in ("MultiScaleDeformableAttention", "timm", "timm.models")}
-    with mock.patch.dict(sys.modules, {**absent, "timm.models.layers": layers}):
+    stand_ins = {name: ModuleType(name) for name in ("MultiScaleDeformableAttention", "timm", "timm.models")}
+    stand_ins[layers.__name__] = layers
+    absent = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
         return importlib.import_module(NAME)
+    finally:  # what else was imported stays
+        for name in absent:
+            del sys.modules[name]
 
 
 def mask2former_model(config: Any, ours: nn.Module) -> nn.Module:
@@ -50,10 +56,26 @@ def mask2former_model(config: Any, ours: nn.Module) -> nn.Module:
     config = config.clone()
     config.MODEL.META_ARCHITECTURE = "MaskFormer"
     config.MODEL.BACKBONE.NAME = "given"
-    with mock.patch.dict(modeling.BACKBONE_REGISTRY._obj_map, given=lambda *_: ours.backbone):
+    backbone = _as_backbone(modeling, ours.backbone)
+    with mock.patch.dict(modeling.BACKBONE_REGISTRY._obj_map, given=lambda *_: backbone):
         model: nn.Module = modeling.build_model(config)
+    model.backbone = ours.backbone  # under its own names
     model.load_state_dict(ours.state_dict())
     return model
+
+
+def _as_backbone(modeling: Any, backbone: Any) -> nn.Module:
+    """Return a Backbone of Detectron2's that stands for the project's, which is none, while a model is built."""
+    shapes = {
+        name: importlib.import_module("detectron2.layers").ShapeSpec(
+            channels=shape.channels, stride=shape.stride
+        )
+        for name, shape in backbone.output_shape().items()
+    }
+    parts = {"output_shape": lambda self: shapes, "forward": None}
+    given = type("Given", (modeling.Backbone,), parts)
+    module: nn.Module = given()
+    return module
 
 
 def mask2former_mapper(config: Any, augmentations: list[Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
