@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerHungarianMatcher,
     Mask2FormerLoss,
     dice_loss,
-    pair_wise_dice_loss,
-    pair_wise_sigmoid_cross_entropy_loss,
     sample_point,
     sigmoid_cross_entropy_loss,
 )
@@ -87,41 +87,42 @@ class Matcher(Mask2FormerHungarianMatcher):
             masks: per image (N, H, W), 0 or 1.
             labels: per image (N,).
         """
-        costs = [
-            cost
-            for layer, drawn in zip(layers, points, strict=True)
-            for cost in self._costs(layer, drawn, masks, labels)
-        ]
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
-        parts = flat.split([cost.numel() for cost in costs])
+        costs = torch.stack(
+            [self._costs(layer, drawn, masks, labels) for layer, drawn in zip(layers, points, strict=True)]
+        )
+        counts = [len(ids) for ids in labels] * len(layers)
         found = [
-            linear_sum_assignment(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)
+            linear_sum_assignment(cost[:, :count])
+            for cost, count in zip(costs.cpu().flatten(0, 1), counts, strict=True)
         ]
         pairs = torch.from_numpy(np.concatenate([np.stack(pair) for pair in found], axis=1))
-        pairs = pairs.to(costs[0].device, non_blocking=True)
+        pairs = pairs.to(costs.device, non_blocking=True)
         queries, targets = (part.split([len(pair[0]) for pair in found]) for part in pairs)
         matches = list(zip(queries, targets, strict=True))
-        images = len(labels)
-        return [matches[start : start + images] for start in range(0, len(matches), images)]
+        return [matches[start : start + len(labels)] for start in range(0, len(matches), len(labels))]
 
     def _costs(
         self, layer: Layer, points: Tensor, masks: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return for each image what each match would cost, (Q, N); what is not finite costs the most."""
-        predictions = sample_point(layer.masks, points, align_corners=False)
-        probabilities = layer.classes.softmax(-1)
-        costs = []
-        for predicted, of_query, drawn, mask, ids in zip(
-            predictions, probabilities, points, masks, labels, strict=True
-        ):
-            wanted = sample_point(mask.to(predicted)[None], drawn[None], align_corners=False)[0]
-            of_class = -of_query[:, ids]
-            of_mask = pair_wise_sigmoid_cross_entropy_loss(predicted, wanted)
-            of_dice = pair_wise_dice_loss(predicted, wanted)
-            cost = self.cost_mask * of_mask + self.cost_class * of_class + self.cost_dice * of_dice
-            most = torch.finfo(cost.dtype).max
-            costs.append(torch.nan_to_num(cost, nan=most, posinf=most, neginf=most))
-        return costs
+    ) -> Tensor:
+        """Return what each match would cost, (B, Q, N) for the most masks of an image; what is not finite costs the most."""
+        logits = sample_point(layer.masks, points, align_corners=False)
+        wanted = pad_sequence(
+            [
+                sample_point(mask.to(logits)[None], drawn[None], align_corners=False)[0]
+                for mask, drawn in zip(masks, points, strict=True)
+            ],
+            batch_first=True,
+        )
+        ids = pad_sequence(list(labels), batch_first=True)[:, None].expand(-1, logits.shape[1], -1)
+        of_class = -layer.classes.softmax(-1).gather(2, ids)
+        probabilities, targets = logits.sigmoid(), wanted.mT
+        # Cross entropy is softplus(x) - x y for the logit x and the target y.
+        of_mask = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets) / self.num_points
+        sizes = probabilities.sum(-1, keepdim=True) + wanted.sum(-1)[:, None]
+        of_dice = 1 - (2 * (probabilities @ targets) + 1) / (sizes + 1)
+        cost = self.cost_mask * of_mask + self.cost_class * of_class + self.cost_dice * of_dice
+        most = torch.finfo(cost.dtype).max
+        return torch.nan_to_num(cost, nan=most, posinf=most, neginf=most)
 
 
 class SetCriterion(Mask2FormerLoss):
