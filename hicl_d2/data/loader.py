@@ -23,6 +23,7 @@ from hicl_d2.d2.utils import comm
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.instances import instance_mapper, instance_records, uses_instances
 from hicl_d2.data.mapper import SemanticMapper, build_train_mapper
+from hicl_d2.data.packed import PackedRecords
 from hicl_d2.data.parallel import end_with_parent
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -66,7 +67,7 @@ class TrainStream(IterableDataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._records = records
+        self._records = PackedRecords(records)
         self._mapper = mapper
         self._sampler = sampler
         self._seed = seed
@@ -164,7 +165,7 @@ class TestLoader:
 
 class _MappedRecords(Dataset[dict[str, Any]]):
     def __init__(self, records: Records, mapper: Mapper) -> None:
-        self._records = records
+        self._records = PackedRecords(records)
         self._mapper = mapper
 
     def __len__(self) -> int:
