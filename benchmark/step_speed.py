@@ -8,6 +8,7 @@ installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
 
 With --evaluate N the same is measured of evaluation: `--eval-only` on the first N test images, without building the model,
 against Detectron2's inference_on_dataset with its SemSegEvaluator, without boundary figures; both must find the same mIoU.
+TEST.WINDOW has no peer, TEST.AUG the original Mask2Former's.
 
 All rows take turns within a round, and a row's second step counts; times are CPU time with one thread, medians over rounds,
 and ratios are medians of those within rounds (see contrast_speed.py). Then, of some more steps, where the time goes.
@@ -35,6 +36,7 @@ from speed.trainers import (
     detectron2_evaluation,
     detectron2_loader,
     has_detectron2,
+    has_peer_evaluation,
     is_mask2former,
     original_model,
     our_evaluation,
@@ -242,7 +244,7 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         calls = {"--eval-only": our_evaluation(plain, model, Path(folder, "ours"), images)}
-        if has_detectron2():
+        if has_peer_evaluation(plain):
             calls[PEER_EVALUATION] = detectron2_evaluation(
                 plain, peer_model(plain), Path(folder, "theirs"), images
             )
@@ -251,10 +253,12 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
         )
     first, *others = found.values()
     assert all(abs(other - first) < SAME_SCORE for other in others), found
+    kind = "windows" if cfg.TEST.WINDOW else "several sizes" if cfg.TEST.AUG.ENABLED else "whole"
     rows = [
         {
             "config": Path(name).stem.removesuffix("_hicl"),
             "images": images,
+            "kind": kind,
             "device": processor(device),
             "torch": torch.__version__,
             "evaluation": row,
@@ -265,7 +269,7 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
     ]
     cells = [[row["evaluation"], row["images_per_second"], row["to_peer"]] for row in rows]
     headers = ["evaluation", "images / s", "x Detectron2"]
-    _show(f"\n{name}: {images} images\n{tabulate(cells, headers, 'github', floatfmt='.2f')}\n")
+    _show(f"\n{name}: {images} images, {kind}\n{tabulate(cells, headers, 'github', floatfmt='.2f')}\n")
     return rows
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "import_mask2former",
     "mask2former_mapper",
     "mask2former_model",
+    "mask2former_on_several_sizes",
     "with_instances",
 ]
 
@@ -88,6 +89,12 @@ def mask2former_mapper(config: Any, augmentations: list[Any]) -> Callable[[dict[
         size_divisibility=-1,
     )
     return mapper
+
+
+def mask2former_on_several_sizes(config: Any, model: nn.Module) -> nn.Module:
+    """Return the original's test-time augmentation of a model: sizes and flips by TEST.AUG of Detectron2's ``config``."""
+    augmented: nn.Module = import_mask2former().SemanticSegmentorWithTTA(config, model)
+    return augmented
 
 
 def with_instances(batch: list[dict[str, Any]], ignore_value: int) -> list[dict[str, Any]]:

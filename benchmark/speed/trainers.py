@@ -24,6 +24,7 @@ from speed.mask2former import (
     import_mask2former,
     mask2former_mapper,
     mask2former_model,
+    mask2former_on_several_sizes,
     with_instances,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "detectron2_loader",
     "detectron2_model",
     "has_detectron2",
+    "has_peer_evaluation",
     "is_mask2former",
     "original_model",
     "our_evaluation",
@@ -245,8 +247,21 @@ def our_evaluation(cfg: CfgNode, model: nn.Module, folder: Path, images: int) ->
     return lambda: Trainer.test(cfg, model)["sem_seg"]["mIoU"]
 
 
+def has_peer_evaluation(cfg: CfgNode) -> bool:
+    """Return whether a peer evaluates as ``cfg`` asks: none has sliding windows, and only Mask2Former's several sizes.
+
+    (Detectron2's test-time augmentation is of instances.)
+    """
+    return has_detectron2() and not cfg.TEST.WINDOW and (not cfg.TEST.AUG.ENABLED or is_mask2former(cfg))
+
+
 def detectron2_evaluation(cfg: CfgNode, model: nn.Module, folder: Path, images: int) -> Callable[[], Any]:
-    """Return Detectron2's inference_on_dataset on the same images, with its loader and its SemSegEvaluator."""
+    """Return Detectron2's inference_on_dataset on the same images, with its loader and its SemSegEvaluator.
+
+    TEST.AUG is that of the original Mask2Former.
+    """
+    if cfg.TEST.AUG.ENABLED:
+        model = mask2former_on_several_sizes(_their_config(cfg), model)
     data, transforms, evaluation = (_detectron2(name) for name in ("data", "data.transforms", "evaluation"))
     name = cfg.DATASETS.TEST[0]
     first = f"{name}_first_{images}"
