@@ -50,7 +50,8 @@ def resize_part(
         box = 0, upper - first, right - left, lower - first
         whole = strip.resize((right - left, bottom - top), resample, box)
         rows, columns = _moved(rows, -top), _moved(columns, -left)
-    return whole.crop((columns.start, rows.start, columns.stop, rows.stop))
+    box = columns.start, rows.start, columns.stop, rows.stop
+    return whole if box == (0, 0, whole.width, whole.height) else whole.crop(box)
 
 
 def _aligned(part: range, source_length: int, length: int) -> tuple[int, int]:
@@ -133,10 +134,10 @@ class Picture:
 
     def _array(self, image: Image.Image) -> np.ndarray:
         """Return (h, w, 3) that keeps each channel in one piece, as models take it."""
-        channels = image.split()
-        if self._image_format == "BGR":
-            channels = channels[::-1]
-        return np.stack([np.asarray(channel) for channel in channels]).transpose(1, 2, 0)
+        planes = np.empty((3, image.height, image.width), dtype=np.uint8)
+        for plane, channel in zip(planes, self._image_format, strict=True):
+            plane[:] = np.frombuffer(image.tobytes("raw", channel), dtype=np.uint8).reshape(plane.shape)
+        return planes.transpose(1, 2, 0)
 
 
 def _is_range(index: Any) -> bool:
