@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,13 @@ import pytest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # What tests find out about files is no business of the user's cache.
-os.environ["HICL_CACHE"] = tempfile.mkdtemp(prefix="hicl-tests-")
+CACHE = os.environ["HICL_CACHE"] = tempfile.mkdtemp(prefix="hicl-tests-")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache."""
+    shutil.rmtree(CACHE, ignore_errors=True)
+
 
 LOGGERS = ("hicl_d2", "hicl_d2.lite", "detectron2", "fvcore")
 
