@@ -3,12 +3,13 @@
 ``python benchmark/result_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; if the faults.json of tests/robustness, what was broken and what was seen; if a table.md, what a
-script printed; else it has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of
-its config.
+comparison; if the faults.json of tests/robustness, what was broken and what was seen; if the training*.csv and
+evaluation*.csv of step_speed.py, their rows; if a table.md, what a script printed; else it has a row for each ``*.json``,
+a ``result.json`` as a training run leaves it, under the name of its config.
 """
 
 import argparse
+import csv
 import json
 import re
 import sys
@@ -23,6 +24,8 @@ from hicl_d2.harness.tables import RESULTS_FILE, markdown
 
 FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
+# Of step_speed.py: training first.
+SPEED_FILES = ("training*.csv", "evaluation*.csv")
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
@@ -37,6 +40,9 @@ def render(folder: Path) -> str:
         return render_matrix(folder)
     if (folder / FAULTS_FILE).is_file():
         return render_faults(json.loads((folder / FAULTS_FILE).read_text()).values())
+    speeds = [path for pattern in SPEED_FILES for path in sorted(folder.glob(pattern))]
+    if speeds:
+        return render_speeds(speeds)
     if (folder / PRINTED_FILE).is_file():
         return (folder / PRINTED_FILE).read_text(encoding="utf-8")
     return render_runs(folder)
@@ -59,6 +65,25 @@ def render_faults(faults: Iterable[Fault]) -> str:
         for fault in faults
     )
     return "\n".join([header, *lines]) + "\n"
+
+
+def render_speeds(files: Iterable[Path]) -> str:
+    """Return a row for each trainer and each evaluation that step_speed.py measured."""
+    lines = [
+        "| config | batch | trainer or evaluation | images / s | x Detectron2 |",
+        "|---|---|---|---:|---:|",
+    ]
+    for file in files:
+        with open(file, newline="") as stream:
+            lines += [_speed_row(row) for row in csv.DictReader(stream)]
+    return "\n".join(lines) + "\n"
+
+
+def _speed_row(row: dict[str, str]) -> str:
+    batch = row["batch"] if "batch" in row else f"{row['images']} images, {row['kind']}"
+    what = row["trainer"] if "trainer" in row else row["evaluation"]
+    ratio = f"{float(row['to_peer']):.2f}" if row["to_peer"] else ""
+    return f"| {row['config']} | {batch} | {what} | {float(row['images_per_second']):.2f} | {ratio} |"
 
 
 def render_runs(folder: Path) -> str:

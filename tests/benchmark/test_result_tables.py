@@ -39,6 +39,20 @@ def test_a_matrix_s_csv_becomes_its_comparison(tables: ModuleType, tmp_path: Pat
     assert "+11.2" in rows[1]
 
 
+def test_the_rows_of_step_speed_become_one_table(tables: ModuleType, tmp_path: Path) -> None:
+    training, evaluation = tmp_path / "training_cpu.csv", tmp_path / "evaluation_cpu.csv"
+    training.write_text(
+        'config,batch,trainer,images_per_second,to_peer\nr18,8 x 2 x 3,"float32, fast",7.125,1.5\n'
+    )
+    evaluation.write_text(
+        "config,images,kind,evaluation,images_per_second,to_peer\nr18,16,windows,--eval-only,3.5,\n"
+    )
+    assert tables.render(tmp_path).splitlines()[2:] == [
+        "| r18 | 8 x 2 x 3 | float32, fast | 7.12 | 1.50 |",
+        "| r18 | 16 images, windows | --eval-only | 3.50 |  |",
+    ]
+
+
 def test_the_rows_of_a_fault_report_become_its_table(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
