@@ -242,7 +242,7 @@ def _load(path: str | Path, kind: str, at_least: tuple[int, int] | None = None) 
                 _check_coding(path, image)
             bits, white_is_zero = grey_bits(image), is_white_zero(image)
             orientation = tiff_tag(image, EXIF_ORIENTATION, 1)
-            if at_least is not None and image.format == "JPEG":
+            if at_least is not None and image.format in ("JPEG", "MPO"):
                 height, width = at_least
                 turned = orientation_of(image, decode=False) >= QUARTER_TURN
                 image.draft(None, (height, width) if turned else (width, height))

@@ -61,6 +61,21 @@ def test_the_least_part_that_is_not_smaller_is_decoded(
     assert open_image(tmp_path / "a.jpg").size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("kind", ["progressive", "CMYK", "L", "MPO"])
+def test_every_kind_of_jpeg_is_decoded_so(tmp_path: Path, kind: str) -> None:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    grey = Image.fromarray(((rows + columns) / 3).astype(np.uint8))
+    mode = kind if kind in ("CMYK", "L") else "RGB"
+    # Telephones write MPO: a JPEG with further ones behind it.
+    form = {"format": "MPO", "save_all": True, "append_images": [grey.convert(mode)]} if kind == "MPO" else {}
+    path = tmp_path / "a.jpg"
+    grey.convert(mode).save(path, quality=95, progressive=kind == "progressive", **form)
+    reduced, whole = open_image(path, (60, 80)), open_image(path)
+    assert (reduced.size, reduced.mode, whole.size) == ((80, 60), "RGB", (WIDTH, HEIGHT))
+    means = np.asarray(whole).reshape(60, 4, 80, 4, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(np.asarray(reduced), means, atol=2)
+
+
 @pytest.mark.parametrize("orientation", [1, QUARTER_TURN])
 def test_pixels_differ_a_little_and_labels_not_at_all(
     tmp_path: Path, sized: CfgNode, orientation: int
