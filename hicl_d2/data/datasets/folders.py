@@ -93,8 +93,8 @@ def folder_records(
     _check_partners(name, label_files, image_files, "image", images)
     return [
         {
-            "file_name": str(path),
-            **({"sem_seg_file_name": str(label_files[stem])} if stem in label_files else {}),
+            "file_name": path,
+            **({"sem_seg_file_name": label_files[stem]} if stem in label_files else {}),
             "image_id": stem,
         }
         for stem, path in sorted(image_files.items())
@@ -123,10 +123,10 @@ def read_list(name: str, path: Path) -> list[str]:
 
 
 def _choose(
-    name: str, folder: Path, files: dict[str, Path], chosen: Sequence[str], ending: str
-) -> dict[str, Path]:
+    name: str, folder: Path, files: dict[str, str], chosen: Sequence[str], ending: str
+) -> dict[str, str]:
     """Return those of ``files`` (by name) that a list names, with or without suffix, ending and the folder's own path."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     unknown = []
     for line in chosen:
         words = [line, *line.split(maxsplit=1)[:1]]
@@ -177,7 +177,7 @@ class _Side(NamedTuple):
 
 def _both(
     name: str, images: _Side, labels: _Side, expected: str, leave: list[Path], *, optional: bool
-) -> tuple[dict[str, Path], dict[str, Path]]:
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the files that are images and those that are label maps, by what they are called.
 
     There may be no label maps if they are ``optional``.
@@ -216,14 +216,14 @@ def _files(
     but: str = "",
     refused: Collection[str] = (),
     optional: bool = False,
-) -> dict[str, Path]:
+) -> dict[str, str]:
     """Return the files of one side, by what they are called, without those that end in ``but`` and the folders ``leave``.
 
     Raises InputError where there is none, unless they are ``optional``, for two of one name, and where all have one of the
     ``refused`` suffixes.
     """
-    files: dict[str, Path] = {}
-    lossy = None
+    files: dict[str, str] = {}
+    lossy, inside = None, os.path.join(side.folder, "")
     for path in _walk(name, side.folder, expected, leave):
         stem, suffix = os.path.splitext(path)
         if not stem.endswith(side.ending) or (but and stem.endswith(but)):
@@ -232,12 +232,10 @@ def _files(
             lossy = lossy or path
         if suffix.lower() not in side.suffixes:
             continue
-        key = normalized(
-            os.path.relpath(stem.removesuffix(side.ending) if side.ending else stem, side.folder)
-        )
+        key = normalized(stem.removeprefix(inside).removesuffix(side.ending))
         if key in files:
             raise InputError(f"the data set {name!r}: {files[key]} and {path} have one name; remove one")
-        files[key] = Path(path)
+        files[key] = path
     if lossy and not files:
         raise InputError(
             f"the data set {name!r}: {lossy} is a JPEG, whose compression changes class numbers; save label maps as PNG"
@@ -278,7 +276,7 @@ def _walk(name: str, folder: Path, expected: str, leave: list[Path]) -> Iterator
 
 
 def _check_partners(
-    name: str, having: dict[str, Path], wanted: dict[str, Path], kind: str, folder: Path
+    name: str, having: dict[str, str], wanted: dict[str, str], kind: str, folder: Path
 ) -> None:
     alone = sorted(stem for stem in having if stem not in wanted)
     if alone:
@@ -288,7 +286,7 @@ def _check_partners(
         )
 
 
-def _partner_hint(stem: str, wanted: dict[str, Path], kind: str, folder: Path) -> str:
+def _partner_hint(stem: str, wanted: dict[str, str], kind: str, folder: Path) -> str:
     """Return what is there in place of the partner of ``stem``: a JPEG label map, or a name with an ending."""
     if kind == "label map":
         for suffix in sorted(LOSSY_SUFFIXES):
@@ -298,4 +296,4 @@ def _partner_hint(stem: str, wanted: dict[str, Path], kind: str, folder: Path) -
     if longer is None:
         return ""
     key = "LABEL_ENDING" if kind == "label map" else "IMAGE_ENDING"
-    return f" ({wanted[longer].name} is there: give {key} {longer.removeprefix(stem)!r} if it belongs to it)"
+    return f" ({os.path.basename(wanted[longer])} is there: give {key} {longer.removeprefix(stem)!r} if it belongs to it)"
