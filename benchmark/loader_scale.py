@@ -10,7 +10,6 @@ Memory is what the main process and its workers hold together, in MB, shared pag
 after every tenth of the batches.
 """
 
-import csv
 import multiprocessing
 import os
 import sys
@@ -26,7 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from PIL import Image
 from speed.meter import processor
+from speed.rows import write_csv
 from speed.targets import verdict
+from tabulate import tabulate
 
 from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 from hicl_d2.command.console import console
@@ -76,11 +77,9 @@ def main() -> int:
             verdict("listing", f"under {MOST_SECONDS:g} s", f"{listing:.2f} s", listing < MOST_SECONDS) + "\n"
         )
         rows = [load(cfg, workers, batches) for workers in args.workers]
+    _show("\n" + tabulate(rows, "keys", "github", floatfmt=".1f") + "\n")
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.output, [row | {"device": processor(torch.device("cpu"))} for row in rows])
     return 0
 
 
@@ -127,11 +126,10 @@ def load(cfg: CfgNode, workers: int, batches: int) -> dict[str, Any]:
     _show(verdict(f"memory, {workers} workers", asked, f"{growth:+.1%}", growth <= MOST_GROWTH) + "\n")
     return {
         "workers": workers,
-        "images_per_second": rate,
-        "first_mb": memory[0],
-        "last_mb": memory[-1],
         "batches": 10 * tenth,
-        "device": processor(torch.device("cpu")),
+        "images / s": rate,
+        "MB after a tenth": memory[0],
+        "MB at the end": memory[-1],
     }
 
 
