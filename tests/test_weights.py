@@ -266,7 +266,7 @@ def _calls(file: Path) -> list[ast.Call]:
 
 
 # Records that a loader has packed itself and keeps in memory, never a file.
-OWN = "hicl_d2/lite/data/build.py"
+OWN = "hicl_d2/data/packed.py"
 SOURCES = sorted(
     file
     for room in ("hicl_d2", "benchmark", "projects")
