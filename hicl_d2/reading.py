@@ -353,10 +353,10 @@ def value_hint(values: Iterable[int], num_classes: int, ignore_value: int) -> st
     return ""
 
 
-def check_sizes(image: Any, labels: np.ndarray, record: dict[str, Any]) -> None:
-    """Raise InputError with both sizes if the image and the label map of a record differ in size."""
-    if (image.height, image.width) != labels.shape:
-        sizes = f"{image.height} x {image.width}", f"{labels.shape[0]} x {labels.shape[1]}"
+def check_sizes(size: tuple[int, int], labels: np.ndarray, record: dict[str, Any]) -> None:
+    """Raise InputError with both sizes if the image, of ``size`` (height, width), and the label map of a record differ."""
+    if size != labels.shape:
+        sizes = f"{size[0]} x {size[1]}", f"{labels.shape[0]} x {labels.shape[1]}"
         raise InputError(
             f"{record['file_name']} is {sizes[0]}, but its label map {record['sem_seg_file_name']} is "
             f"{sizes[1]}; height and width must agree"

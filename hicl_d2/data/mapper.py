@@ -137,7 +137,7 @@ class SemanticMapper:
             return image, None
         size = image.height, image.width
         labels = read_labels(record["sem_seg_file_name"], record["file_name"], size)
-        check_sizes(image, labels, record)
+        check_sizes(size, labels, record)
         check_labels(labels, self.num_classes, self.ignore_value, record["sem_seg_file_name"])
         if labels.dtype != np.uint8:
             # Transforms know 8-bit images and floating point; float32 holds every class number exactly.

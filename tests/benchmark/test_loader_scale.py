@@ -7,7 +7,6 @@ from typing import Any
 import loader_scale
 import loader_speed
 import pytest
-import torch
 from PIL import Image
 
 
@@ -37,6 +36,7 @@ def test_every_number_of_workers_has_a_row(
     frames: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    run_script: Any,
 ) -> None:
     known = loader_scale.load_records
     monkeypatch.setattr(
@@ -46,13 +46,7 @@ def test_every_number_of_workers_has_a_row(
     output = tmp_path / "rows.csv"
     words = ["--images", "12", "--batches", "10", "--workers", "0", "1", "--output", str(output)]
     small = ["SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(40,)", "INPUT.CROP.SIZE", "(32,32)"]
-    monkeypatch.setattr("sys.argv", ["loader_scale.py", *words, *small])
-    threads = torch.get_num_threads()
-    try:
-        assert loader_scale.main() == 0
-    finally:
-        torch.set_num_threads(threads)
-        loader_scale.console.silence(False)
+    run_script(loader_scale, [*words, *small])
     printed = capsys.readouterr().out
     assert "12 images of 683 x 512" in printed
     assert "target: listing: under 1 s; measured" in printed

@@ -16,18 +16,12 @@ __all__ = ["data_root", "tiny_root"]
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def table(tmp_path: Path, run_script: Any, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run the benchmark on the tiny model, and return what it said and the rows that it wrote, by trainer."""
     config, output = tmp_path / "tiny_hicl.yaml", tmp_path / "rows.csv"
     config.write_text(tiny.CONFIG.replace("META_ARCHITECTURE: TinySegmentor", "META_ARCHITECTURE: HiCL"))
     words = ["--config-file", str(config), "--rounds", "2", "--precision", "float32", "bfloat16"]
-    monkeypatch.setattr("sys.argv", ["step_speed.py", *words, "--output", str(output)])
-    threads = torch.get_num_threads()
-    try:
-        assert step_speed.main() == 0
-    finally:
-        torch.set_num_threads(threads)
-        step_speed.console.silence(False)
+    run_script(step_speed, [*words, "--output", str(output)])
     with open(output) as file:
         rows = {row["trainer"]: row for row in csv.DictReader(file)}
     return capsys.readouterr().out, rows
@@ -65,17 +59,12 @@ def test_the_peer_is_measured_or_passed_over_by_name(table: Any) -> None:
 
 @pytest.mark.usefixtures("data_root")
 def test_evaluation_has_a_table_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "rows.csv"
     config.write_text(tiny.CONFIG)
     words = ["--config-file", str(config), "--rounds", "1", "--evaluate", "2", "--output", str(output)]
-    monkeypatch.setattr("sys.argv", ["step_speed.py", *words])
-    threads = torch.get_num_threads()
-    try:
-        assert step_speed.main() == 0
-    finally:
-        torch.set_num_threads(threads)
+    run_script(step_speed, words)
     with open(output) as file:
         first, *others = csv.DictReader(file)
     assert (first["config"], first["images"], first["evaluation"]) == ("tiny", "2", "--eval-only")
