@@ -179,7 +179,7 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     hicl.START_ITER = 0
     hicl.WARMUP_ITERS = 1000
     # Window sizes in cells of the feature map; one level each. [1] is pixel-to-pixel contrast.
-    hicl.WINDOWS = [1, 2, 4, 8, 16]
+    hicl.WINDOWS = [1, 2, 4, 8]
     # Whether windows also start at half a window's distance (stride s/2 instead of s).
     hicl.OVERLAP = False
     # What a component is the mean over: a "window", or its cells of one "class" (at least as many as the window's side), so

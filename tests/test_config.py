@@ -148,7 +148,7 @@ def test_added_to_detectron2s_config_it_is_the_projects():
     assert cfg == get_hicl_cfg()
     cfg.MODEL.HICL.WINDOWS.append(32)
     cfg.DATASETS.CUSTOM.own = CfgNode({"IMAGES": "a"})  # the section takes new keys
-    assert get_hicl_cfg().MODEL.HICL.WINDOWS == [1, 2, 4, 8, 16]
+    assert get_hicl_cfg().MODEL.HICL.WINDOWS == [1, 2, 4, 8]
 
 
 def test_a_config_in_python_is_one_line_that_names_the_way(tmp_path):

@@ -20,7 +20,7 @@ __all__ = ["attach", "strip"]
 # What wrappers put before the names of a model's tensors: DistributedDataParallel and averaged copies, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
 # Sides of the windows in image pixels: those of the default windows at stride 4.
-_WINDOW_PIXELS = (4, 8, 16, 32, 64)
+_WINDOW_PIXELS = (4, 8, 16, 32)
 
 
 def attach(

@@ -86,7 +86,7 @@ class HiCLBranch(Contrast):
         num_classes: int,
         *,
         ignore_value: int = 255,
-        windows: Sequence[int] = (1, 2, 4, 8, 16),
+        windows: Sequence[int] = (1, 2, 4, 8),
         overlap: bool = False,
         pooling: str = "window",
         purity: Sequence[float] = (0.9,),

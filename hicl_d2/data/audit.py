@@ -115,7 +115,7 @@ class Audit:
 def audit_dataset(
     name: str,
     *,
-    windows: Sequence[int] = (1, 2, 4, 8, 16),
+    windows: Sequence[int] = (1, 2, 4, 8),
     stride: int = 4,
     coverage: float = 0.5,
     workers: int = 0,

@@ -309,7 +309,7 @@ class UNet(nn.Module):
         return self.head(self.up[1](torch.cat([F.interpolate(x, scale_factor=2), fine], 1)))
 
 
-@pytest.mark.parametrize(("side", "windows"), [("input", (4, 8, 16, 32, 64)), ("coarse", (1, 2, 4, 8, 16))])
+@pytest.mark.parametrize(("side", "windows"), [("input", (4, 8, 16, 32)), ("coarse", (1, 2, 4, 8))])
 def test_a_unet_at_stride_1_has_windows_of_the_same_image_pixels(side: str, windows: tuple[int, ...]) -> None:
     images, labels = make_batch()
     torch.manual_seed(1)
