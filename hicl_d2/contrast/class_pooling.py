@@ -17,7 +17,7 @@ from torch import Tensor
 from hicl_d2.contrast.levels import Level
 from hicl_d2.contrast.pruning import Pruned
 
-__all__ = ["ClassPruned", "find_candidates", "gather_class_windows"]
+__all__ = ["ClassPruned", "belongs_to_component", "find_candidates", "gather_class_windows"]
 
 
 class ClassPruned(Pruned):
@@ -71,6 +71,15 @@ def find_candidates(classes: Tensor, num_classes: int, level: Level) -> ClassPru
     shape = (len(firsts), *classes.shape)
     found = torch.stack(firsts).view(shape)
     return ClassPruned(classes.expand(shape), found, found, torch.stack(kept).view(shape))
+
+
+def belongs_to_component(classes: Tensor, num_classes: int, level: Level) -> Tensor:
+    """Tell which cells are in a component of the level: (B, h, w) bool. Args: as in `find_candidates`."""
+    member = torch.zeros(classes.numel(), dtype=torch.bool, device=classes.device)
+    for key, size in _keys(classes, num_classes, level):
+        number = torch.bincount(key, minlength=size + 1)
+        member |= (key < size) & (number[key] >= level.window)
+    return member.view(classes.shape)
 
 
 def gather_class_windows(

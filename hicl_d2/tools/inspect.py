@@ -15,10 +15,11 @@ from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
+from hicl_d2.contrast.class_pooling import belongs_to_component, find_candidates, gather_class_windows
 from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.levels import Level
-from hicl_d2.contrast.pruning import prune
+from hicl_d2.contrast.pruning import Pruned, prune
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper
@@ -29,8 +30,10 @@ from hicl_d2.tools.predict import class_names, load_model
 from hicl_d2.visualization.components import (
     CONFIDENCE,
     COVERAGE,
+    FEW,
     KEPT,
     PURITY,
+    ClassLevelPicture,
     EmbeddingPicture,
     LevelPicture,
     explain,
@@ -87,11 +90,6 @@ def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:
             f"{args.config_file} has no Hi-CL branch: MODEL.META_ARCHITECTURE must be HiCL, with MODEL.HICL.ENABLED True "
             "and MODEL.HICL.CONTRAST hicl"
         )
-    if hicl.POOLING != "window":
-        raise InputError(
-            f"MODEL.HICL.POOLING is {hicl.POOLING}: its components are cells of a class, and windows are drawn here; add "
-            "MODEL.HICL.POOLING window to see which windows are pure"
-        )
     name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
     if not name:
         raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
@@ -131,20 +129,34 @@ def inspect(
     grid = align_labels(labels[None].to(features.device), size, branch.num_classes, branch.ignore_value)
     logits = branch_logits(model, seen.logits)
     scores = None if logits is None else ClassScores(resize_logits(logits, size))
-    levels = _levels(grid, branch, scores)
+    cells = _cells(grid, branch)
+    if branch.by_class:
+        levels, components = _class_levels(grid, branch, cells)
+    else:
+        levels, components = _levels(grid, branch, scores)
     picture = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image
     return (
         Image.fromarray(picture.permute(1, 2, 0).numpy()),
         truth.numpy(),
         predicted_classes(output).cpu().numpy(),
         levels,
-        _embed(features, grid, branch, levels),
+        _embed(features, branch, cells.classes, components),
     )
 
 
-def _levels(grid: LabelGrid, branch: HiCLBranch, scores: ClassScores | None) -> list[LevelPicture]:
-    """Return class and fate of every window: each criterion is switched on after the other."""
-    pictures = []
+def _cells(grid: LabelGrid, branch: HiCLBranch) -> Pruned:
+    """Return what the first level's thresholds leave of single cells."""
+    single = Level.cell(branch.levels[0].purity, branch.levels[0].coverage)
+    return prune(grid, count_labels(grid, [single])[0], single)
+
+
+def _levels(
+    grid: LabelGrid, branch: HiCLBranch, scores: ClassScores | None
+) -> tuple[list[LevelPicture], list[np.ndarray]]:
+    """Return class and fate of every window (each criterion is switched on after the other), and the classes of the
+    components: by level, in the numbering of `gather_windows`, -1 where there is none.
+    """
+    pictures: list[LevelPicture] = []
     for level, labels in zip(branch.levels, count_labels(grid, branch.levels), strict=True):
         steps = [
             prune(grid, labels, replace(level, purity=0.0, confidence=(0.0, 1.0)), None),
@@ -163,28 +175,61 @@ def _levels(grid: LabelGrid, branch: HiCLBranch, scores: ClassScores | None) -> 
                 fates.cpu().numpy(),
             )
         )
-    return pictures
+    return pictures, [picture.classes.ravel() for picture in pictures]
+
+
+def _class_levels(
+    grid: LabelGrid, branch: HiCLBranch, cells: Pruned
+) -> tuple[list[LevelPicture], list[np.ndarray]]:
+    """Return the same of class pooling, of which each cell has a class and a fate; numbered as in `gather_class_windows`."""
+    pictures: list[LevelPicture] = []
+    components = []
+    for level in branch.levels:
+        found = find_candidates(cells.classes, branch.num_classes, level)
+        member = belongs_to_component(cells.classes, branch.num_classes, level)[0]
+        fates = torch.where(member, KEPT, FEW)
+        fates[~cells.pure[0]] = PURITY
+        fates[~cells.covered[0]] = COVERAGE
+        pictures.append(
+            ClassLevelPicture(
+                level.window,
+                level.window * grid.stride,
+                level.step * grid.stride,
+                cells.classes[0].cpu().numpy(),
+                fates.cpu().numpy(),
+                cell=grid.stride,
+                windows=level.extent(grid.size),
+                candidates=int(found.pure.sum()),
+                kept=int(found.kept.sum()),
+            )
+        )
+        components.append(found.classes.cpu().numpy().ravel())
+    return pictures, components
 
 
 def _embed(
-    features: Tensor, grid: LabelGrid, branch: HiCLBranch, levels: list[LevelPicture]
+    features: Tensor, branch: HiCLBranch, classes: Tensor, components_of: list[np.ndarray]
 ) -> EmbeddingPicture:
     """Embed every cell and the kept components, and project both on the principal directions of the cells."""
     generator = np.random.default_rng(0)
-    single = Level.cell(branch.levels[0].purity, branch.levels[0].coverage)
-    cells = prune(grid, count_labels(grid, [single])[0], single).classes[0].flatten().cpu().numpy()
+    cells = classes[0].flatten().cpu().numpy()
     chosen = _balanced(cells, PIXELS_OF_A_CLASS, generator)
     windows, component_classes, component_levels, first = [], [], [], 0
-    for number, level in enumerate(levels):
-        flat = level.classes.ravel()
+    for number, flat in enumerate(components_of):
         some = _balanced(flat, COMPONENTS_OF_A_CLASS, generator)
         windows.append(first + some)
         component_classes.append(flat[some])
         component_levels.append(np.full(len(some), number))
         first += flat.size
-    every = torch.arange(grid.size[0] * grid.size[1], device=features.device)
+    every = torch.arange(len(cells), device=features.device)
     picked = torch.from_numpy(np.concatenate(windows)).to(features.device)
-    rows = gather_windows(features, every, picked, branch.levels)
+    if branch.by_class:
+        is_one = torch.ones_like(picked, dtype=torch.bool)
+        rows = gather_class_windows(
+            features, every, picked, is_one, classes, branch.num_classes, branch.levels
+        )
+    else:
+        rows = gather_windows(features, every, picked, branch.levels)
     embedded = embed(branch.embedding, rows.to(branch.compute_dtype)).float().cpu()
     dense, components = embedded[: len(every)], embedded[len(every) :]
     mean = dense.mean(dim=0)
@@ -199,7 +244,7 @@ def _embed(
         np.concatenate(component_classes),
         np.concatenate(component_levels),
         float(spread[:2].square().sum() / spread.square().sum().clamp(min=1e-12)),
-        colour.reshape(*grid.size, 3),
+        colour.reshape(*classes.shape[1:], 3),
     )
 
 

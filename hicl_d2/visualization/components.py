@@ -10,10 +10,23 @@ from PIL import Image, ImageDraw, ImageFont
 from hicl_d2.visualization.colours import Colour, paint
 from hicl_d2.visualization.sheet import FAINT, GAP, INK, LINE, MARGIN, PAPER, SWATCH
 
-# What became of a candidate.
-KEPT, COVERAGE, PURITY, CONFIDENCE = 0, 1, 2, 3
-FATES = ("kept: colour of its class", "pruned: too little labelled", "pruned: not pure", "pruned: confidence")
-FATE_COLOURS: tuple[Colour, ...] = ((40, 40, 46), (30, 30, 34), (240, 60, 130), (250, 150, 20))
+# What became of a candidate, or of a cell.
+KEPT, COVERAGE, PURITY, CONFIDENCE, FEW = 0, 1, 2, 3, 4
+FATES = (
+    "kept: colour of its class",
+    "pruned: too little labelled",
+    "pruned: not pure",
+    "pruned: confidence",
+    "pruned: few cells of its class in the window",
+)
+SHORT_FATES = ("kept", "coverage", "purity", "confidence", "of few cells")
+FATE_COLOURS: tuple[Colour, ...] = (
+    (40, 40, 46),
+    (30, 30, 34),
+    (240, 60, 130),
+    (250, 150, 20),
+    (250, 150, 20),
+)
 # The rest at the right and at the bottom, which no whole window of a level covers.
 REMAINDER: Colour = (186, 190, 204)
 PANEL = 420
@@ -25,7 +38,7 @@ SMOOTHING = 3
 
 @dataclass(frozen=True)
 class LevelPicture:
-    """One level: the window's side in pixels of the image, and class and fate of each window, (rows, columns)."""
+    """One level: the window's side and distance in pixels of the image, and class and fate of each window, (rows, columns)."""
 
     window: int
     side: int
@@ -35,8 +48,21 @@ class LevelPicture:
 
     def covered(self) -> tuple[int, int]:
         """Return the width and height of the image that the windows cover, in pixels."""
-        rows, columns = self.fates.shape
+        rows, columns = self.extent()
         return self._reach(columns), self._reach(rows)
+
+    def extent(self) -> tuple[int, int]:
+        """Return how many rows and columns of windows there are."""
+        rows, columns = self.fates.shape
+        return rows, columns
+
+    def tile(self) -> tuple[int, int]:
+        """Return side and distance, in pixels, of what class and fate are given of."""
+        return self.side, self.step
+
+    def counts(self) -> dict[int, int]:
+        """Return how many candidates met each fate."""
+        return {fate: int((self.fates == fate).sum()) for fate in (KEPT, COVERAGE, PURITY, CONFIDENCE)}
 
     def _reach(self, windows: int) -> int:
         return (windows - 1) * self.step + self.side if windows else 0
@@ -44,6 +70,32 @@ class LevelPicture:
     def leaves_a_remainder(self, size: tuple[int, int]) -> bool:
         """Return whether a part of an image of ``size`` (width, height) is in no window."""
         return any(covered < side for covered, side in zip(self.covered(), size, strict=True))
+
+
+@dataclass(frozen=True)
+class ClassLevelPicture(LevelPicture):
+    """One level of class pooling, with class and fate of each cell, (h, w).
+
+    Attributes:
+        cell: side of a cell in pixels of the image.
+        windows: rows and columns of windows.
+        candidates: windows and classes with a pure cell.
+        kept: those of them that are components.
+    """
+
+    cell: int
+    windows: tuple[int, int]
+    candidates: int
+    kept: int
+
+    def extent(self) -> tuple[int, int]:
+        return self.windows
+
+    def tile(self) -> tuple[int, int]:
+        return self.cell, self.cell
+
+    def counts(self) -> dict[int, int]:
+        return {KEPT: self.kept, FEW: self.candidates - self.kept}
 
 
 @dataclass(frozen=True)
@@ -91,10 +143,10 @@ def explain(
         ("prediction", paint(prediction, colours, -1).resize(size, Image.Resampling.NEAREST)),
     ]
     for level in levels:
-        kept = int((level.fates == KEPT).sum())
+        counts = level.counts()
         panels.append(
             (
-                f"window {level.window} ({level.side} px): {kept} of {level.fates.size} kept",
+                f"window {level.window} ({level.side} px): {counts[KEPT]} of {sum(counts.values())} kept",
                 _draw_level(image, level, colours).resize(size, Image.Resampling.LANCZOS),
             )
         )
@@ -107,16 +159,16 @@ def explain(
 
 
 def _draw_level(image: Image.Image, level: LevelPicture, colours: Sequence[Colour]) -> Image.Image:
-    """Draw every window over the dimmed image: filled with its class where kept, with its fate elsewhere."""
+    """Draw every window, or its cells, over the dimmed image: filled with its class where kept, with its fate elsewhere."""
     factor = 2
+    side, step = (factor * pixels for pixels in level.tile())
+    inset = 1 if side > 8 else 0
     base = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.45)
     base = base.resize((image.width * factor, image.height * factor))
     fill = base.copy()
     draw = ImageDraw.Draw(fill)
     for (row, column), fate in np.ndenumerate(level.fates):
-        left, top = column * level.step * factor, row * level.step * factor
-        side = level.side * factor
-        inset = 1 if side > 8 else 0
+        left, top = column * step, row * step
         box = (left + inset, top + inset, left + side - 1 - inset, top + side - 1 - inset)
         colour = colours[int(level.classes[row, column])] if fate == KEPT else FATE_COLOURS[fate]
         draw.rectangle(box, fill=tuple(colour))
@@ -127,11 +179,16 @@ def _draw_level(image: Image.Image, level: LevelPicture, colours: Sequence[Colou
     mixed = Image.blend(base, fill, 0.72)
     draw = ImageDraw.Draw(mixed)
     for (row, column), fate in np.ndenumerate(level.fates):
-        if fate == KEPT or level.side * factor <= 24:
+        if fate == KEPT or side <= 24:
             continue
-        left, top = column * level.step * factor, row * level.step * factor
-        end = level.side * factor - 4
+        left, top = column * step, row * step
+        end = side - 4
         draw.line((left + 3, top + 3, left + end, top + end), fill=FATE_COLOURS[fate], width=2)
+    if level.tile() != (level.side, level.step):
+        rows, columns = level.extent()
+        for row, column in np.ndindex(rows, columns):
+            left, top = column * level.step * factor, row * level.step * factor
+            draw.rectangle((left, top, left + level.side * factor, top + level.side * factor), outline=PAPER)
     return mixed
 
 
@@ -192,7 +249,8 @@ def _compose(
     width = 2 * MARGIN + PANELS_IN_A_ROW * PANEL + (PANELS_IN_A_ROW - 1) * GAP
     bottom = MARGIN + rows * (height + GAP)
     key_left = MARGIN + cloud.width + 2 * GAP
-    key_rows = len(present) + len(FATES) + len(levels) + 4 + has_remainder
+    fates = sorted({int(fate) for level in levels for fate in np.unique(level.fates)} - {KEPT})
+    key_rows = len(present) + len(fates) + len(levels) + 4 + has_remainder
     sheet = Image.new("RGB", (width, bottom + max(cloud.height + LINE, key_rows * 24) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, (text, panel) in enumerate(panels):
@@ -211,7 +269,7 @@ def _compose(
         _key(draw, (key_left, middle), tuple(colours[label]), classes[label], font)
         middle += 24
     middle += 16
-    for fate in (COVERAGE, PURITY, CONFIDENCE):
+    for fate in fates:
         _key(draw, (key_left, middle), FATE_COLOURS[fate], FATES[fate], font)
         middle += 24
     if has_remainder:
@@ -219,9 +277,16 @@ def _compose(
         middle += 24
     middle += 16
     for level in levels:
-        shares = [int((level.fates == fate).sum()) for fate in (COVERAGE, PURITY, CONFIDENCE)]
-        pruned = f"w{level.window}: pruned {shares[0]} coverage, {shares[1]} purity, {shares[2]} confidence"
-        draw.text((key_left, middle), pruned, FAINT, ImageFont.load_default(13), anchor="lm")
+        pruned = ", ".join(
+            f"{count} {SHORT_FATES[fate]}" for fate, count in level.counts().items() if fate != KEPT
+        )
+        draw.text(
+            (key_left, middle),
+            f"w{level.window}: pruned {pruned}",
+            FAINT,
+            ImageFont.load_default(13),
+            anchor="lm",
+        )
         middle += 22
     return sheet
 

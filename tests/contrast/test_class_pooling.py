@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hicl_d2.contrast import HiCLBranch, attach
-from hicl_d2.contrast.class_pooling import find_candidates, gather_class_windows
+from hicl_d2.contrast.class_pooling import belongs_to_component, find_candidates, gather_class_windows
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import Level
 from tests.contrast.attach_models import CLASSES, make_model
@@ -59,6 +59,8 @@ def test_candidates_are_the_groups_that_a_loop_finds(case: str) -> None:
         assert figures["pruned_purity"] == len(expected) - len(kept)
         firsts = sorted(min(cells) for cells in kept)
         assert sorted(map(tuple, pruned.kept.nonzero()[:, 1:].tolist())) == firsts
+        members = {cell for cells in kept for cell in cells}
+        assert set(map(tuple, belongs_to_component(classes, 3, level).nonzero().tolist())) == members
 
 
 @pytest.mark.parametrize("case", LEVELS)

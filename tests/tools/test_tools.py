@@ -12,10 +12,12 @@ from PIL import Image
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
+from hicl_d2.contrast.grid import align_labels
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.evaluation import predicted_classes
 from hicl_d2.tools import check, inspect, predict
+from hicl_d2.visualization.components import ClassLevelPicture
 from tests.support import tiny
 
 HICL = "  META_ARCHITECTURE: HiCL\n"
@@ -120,6 +122,33 @@ def test_pruned_windows_have_their_reason(run: dict[str, Any], tmp_path: Path) -
     assert (levels[0].fates[:4, :4] == 1).all()
     assert (levels[0].fates[4:] == 3).all()  # a fresh model is not that sure
     assert (levels[1].fates == 2).any()  # windows of 8 pixels hold several blocks of 4
+
+
+def test_class_pooling_is_drawn_cell_by_cell(run: dict[str, Any], tmp_path: Path) -> None:
+    opts = ["MODEL.HICL.POOLING", "class", "MODEL.HICL.WINDOWS", "[1, 4]"]
+    inspect.main(arguments({**run, "opts": opts}, tmp_path / "out"))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    cfg, model = predict.load_model(
+        run["config_file"], "", ["MODEL.WEIGHTS", run["weights"], *opts], str(tmp_path)
+    )
+    mapped = inspect.SemanticMapper(cfg, False)(load_records("tiny_val")[0])
+    # Windows of 4 cells are 8 pixels here. In the first three cells are of class 0, and the cell beside them is half of it.
+    labels = mapped["sem_seg"]
+    labels[:8, :8] = 255
+    labels[:2, :6] = 0
+    labels[:2, 6:8] = torch.tensor([0, 1])
+    _, _, _, levels, embedding = inspect.inspect(cfg, model, mapped)
+    assert isinstance(levels[1], ClassLevelPicture)
+    assert levels[1].fates[:4, :4].tolist() == [[4, 4, 4, 2], [1] * 4, [1] * 4, [1] * 4]
+    assert levels[0].fates[0, :4].tolist() == [0, 0, 0, 2]
+    branch = model.hicl
+    with torch.no_grad():
+        grid = align_labels(labels[None].long(), levels[1].fates.shape, branch.num_classes, 255)
+        drawn = branch.draw(grid, None, torch.Generator())
+    for level, pruned in zip(levels, drawn.pruned, strict=True):
+        figures = pruned.counts()
+        assert level.counts() == {0: figures["kept"], 4: figures["pruned_purity"]}
+    assert set(embedding.component_levels.tolist()) == {0, 1}
 
 
 def test_a_model_without_the_branch_is_refused(run: dict[str, Any], tmp_path: Path) -> None:

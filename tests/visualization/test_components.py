@@ -6,9 +6,12 @@ from PIL import Image
 
 from hicl_d2.visualization.colours import Colour
 from hicl_d2.visualization.components import (
+    FATE_COLOURS,
+    FEW,
     KEPT,
     PURITY,
     REMAINDER,
+    ClassLevelPicture,
     EmbeddingPicture,
     LevelPicture,
     explain,
@@ -50,3 +53,15 @@ def test_what_no_window_covers_has_a_colour_and_a_key(
 def test_overlapping_windows_cover_up_to_the_last_ones_end() -> None:
     overlapping = LevelPicture(4, 16, 8, np.zeros((2, 5), int), np.zeros((2, 5), int))
     assert overlapping.covered() == (48, 24)
+
+
+def test_class_pooling_has_a_tile_for_each_cell_and_a_frame_for_each_window() -> None:
+    classes = np.zeros((6, 8), int)
+    fates = np.full((6, 8), KEPT)
+    fates[:, 4:] = FEW
+    one = ClassLevelPicture(4, 16, 16, classes, fates, cell=4, windows=(1, 2), candidates=3, kept=2)
+    assert one.covered() == (32, 16)  # the lower two rows of cells are in no window
+    assert one.leaves_a_remainder((32, 24))
+    sheet = draw((32, 24), one)
+    assert has(sheet, FATE_COLOURS[FEW])
+    assert not has(sheet, FATE_COLOURS[PURITY])  # no cell met it, so it has no key
