@@ -16,13 +16,14 @@ from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.contrast.fused import count_labels
 from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
+from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.parallel import for_each
 from hicl_d2.reading import file_mode, read_image, read_labels, value_hint
 
 # Purity thresholds of the survival table. A window's class is known exactly where it has a majority.
-PURITIES = (0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+PURITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 FINGERPRINT = 16
 # The largest value of an image that is too dark to have been meant so.
 DARK = 24
@@ -38,6 +39,8 @@ class Question:
         windows: sides of the windows in cells of the feature map.
         stride: label pixels per cell.
         coverage: least share of a window's pixels that is labelled.
+        resized: short side that labels are resized to before windows are counted, and the most that their long side may
+            then be; None leaves them as they are.
     """
 
     num_classes: int
@@ -45,6 +48,7 @@ class Question:
     windows: tuple[int, ...]
     stride: int
     coverage: float
+    resized: tuple[int, int] | None = None
 
 
 class Facts(NamedTuple):
@@ -118,17 +122,20 @@ def audit_dataset(
     windows: Sequence[int] = (1, 2, 4, 8),
     stride: int = 4,
     coverage: float = 0.5,
+    resized: tuple[int, int] | None = None,
     workers: int = 0,
     progress: Callable[[str, int], Callable[[], None]] | None = None,
 ) -> Audit:
     """Open every file of a registered data set and report; a file that cannot be used is a fault, not an error.
 
     ``progress`` is given what is done and how often, and returns what to call each time. Windows and coverage
-    are those of MODEL.HICL, over labels at the image's own size on a feature map of ``stride``.
+    are those of MODEL.HICL, over labels at the image's own size or, where given, ``resized`` to a short side with a limit
+    on the long one, on a feature map of ``stride``.
     """
     metadata = MetadataCatalog.get(name)
     classes = list(metadata.get("stuff_classes") or [])
-    question = Question(len(classes), metadata.get("ignore_label", 255), tuple(windows), stride, coverage)
+    ignored = metadata.get("ignore_label", 255)
+    question = Question(len(classes), ignored, tuple(windows), stride, coverage, resized)
     audit = Audit(name, classes, question)
     shape = len(windows), len(PURITIES), len(classes)
     audit.candidates = np.zeros((shape[0], shape[2]), dtype=np.int64)
@@ -182,6 +189,8 @@ def look_at(question: Question, record: dict[str, Any]) -> Facts:
         )
     values, counts = np.unique(labels, return_counts=True)
     facts.pixels.update(zip(values.tolist(), counts.tolist(), strict=True))
+    if question.resized is not None:
+        labels = _resize(labels, *question.resized)
     survival = _survival(question, labels)
     return facts._replace(label_mode=file_mode(path), candidates=survival[0], kept=survival[1])
 
@@ -191,6 +200,14 @@ def _fingerprint(image: np.ndarray) -> str:
     grey = Image.fromarray(image).convert("L").resize((FINGERPRINT + 1, FINGERPRINT), Image.Resampling.BOX)
     small = np.asarray(grey).astype(np.int16)
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
+
+
+def _resize(labels: np.ndarray, short: int, most: int) -> np.ndarray:
+    """Return labels (H, W) as training resizes them, to a short side of ``short`` and a long one of ``most`` at the most."""
+    resize = T.ResizeShortestEdge(short, most).get_transform(labels)
+    # Detectron2 resizes uint8 and floats.
+    exact = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+    return np.asarray(resize.apply_segmentation(exact)).astype(labels.dtype)
 
 
 def _survival(question: Question, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -293,6 +310,24 @@ def judge_absent(audits: Sequence[Audit], training: Collection[str]) -> None:
             audit.warnings.append(
                 f"{counted(len(others), 'class has', 'classes have')} no pixel: {listing(others, 6)}{hint}"
             )
+
+
+def judge_purity(audit: Audit, purity: float) -> None:
+    """Warn of classes that have pixels, and no window of the first size that is pure enough."""
+    at = nearest_purity(purity)
+    pixels = audit.class_pixels()
+    lost = [name for c, name in enumerate(audit.classes) if pixels[c] and not audit.kept[0, at, c]]
+    if lost:
+        side = audit.question.windows[0]
+        audit.warnings.append(
+            f"{counted(len(lost), 'class has', 'classes have')} no window of {side} x {side} cells with a purity of "
+            f"{PURITIES[at]:g}, and so no part in the contrast: {listing(lost, 6)}; lower MODEL.HICL.PURITY"
+        )
+
+
+def nearest_purity(purity: float) -> int:
+    """Return the number of the threshold of the table that is nearest to ``purity``."""
+    return min(range(len(PURITIES)), key=lambda i: abs(PURITIES[i] - purity))
 
 
 def find_shared(audits: Sequence[Audit]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hicl_d2.command.errors import counted
-from hicl_d2.data.audit import PURITIES, Audit
+from hicl_d2.data.audit import PURITIES, Audit, nearest_purity
 
 # Faults and warnings of one data set that are shown; the JSON has them all.
 SHOWN = 10
@@ -50,6 +50,7 @@ def _dataset(audit: Audit) -> dict[str, Any]:
         "label_values": {str(value): audit.pixels[value] for value in sorted(audit.pixels)},
         "ignored_share": audit.pixels[question.ignore_value] / max(audit.pixels.total(), 1),
         "stride": question.stride,
+        "resized": question.resized,
         "coverage": question.coverage,
         "classes": classes,
         "faults": audit.faults,
@@ -85,8 +86,9 @@ def as_text(audit: Audit, purity: float) -> Iterator[str]:
 def _survival_table(audit: Audit) -> Iterator[str]:
     """How many windows of each size hold one class so purely: what WINDOWS and PURITY are chosen by."""
     question = audit.question
+    at = f"short side {question.resized[0]}, " if question.resized else ""
     yield (
-        f"  windows an image whose class has at least this share (stride {question.stride}, coverage "
+        f"  windows an image whose class has at least this share ({at}stride {question.stride}, coverage "
         f"{question.coverage:g}; in brackets the classes that keep any)"
     )
     yield "  window " + "".join(f"{f'>= {p:g}':>16}" for p in PURITIES)
@@ -100,7 +102,7 @@ def _survival_table(audit: Audit) -> Iterator[str]:
 
 
 def _class_table(audit: Audit, purity: float) -> Iterator[str]:
-    index = min(range(len(PURITIES)), key=lambda i: abs(PURITIES[i] - purity))
+    index = nearest_purity(purity)
     windows = audit.question.windows
     yield f"  by class: share of pixels, images, and windows in the whole set with purity >= {PURITIES[index]:g}"
     width = max((len(name) for name in audit.classes), default=5)

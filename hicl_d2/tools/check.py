@@ -10,8 +10,9 @@ from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import atomic_open, check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
+from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
-from hicl_d2.data.audit import Audit, audit_dataset, find_shared, judge_absent
+from hicl_d2.data.audit import Audit, audit_dataset, find_shared, judge_absent, judge_purity
 from hicl_d2.data.audit_report import as_json, as_text
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import check_registered, load_records
@@ -46,6 +47,7 @@ def main(args: Namespace) -> bool:
             windows=args.windows or hicl.WINDOWS,
             stride=args.stride,
             coverage=hicl.COVERAGE[0],
+            resized=_training_size(cfg) if args.config_file else None,
             workers=args.workers,
             progress=counter,
         )
@@ -57,6 +59,10 @@ def main(args: Namespace) -> bool:
     # What a part of the training data lacks, another may have.
     training = set(cfg.DATASETS.TRAIN)
     judge_absent(audits, training if training <= {*names} else ())
+    if cfg.MODEL.META_ARCHITECTURE == "HiCL" and hicl.ENABLED and hicl.CONTRAST == "hicl":
+        for audit in audits:
+            if audit.name in training:
+                judge_purity(audit, hicl.PURITY[0])
     for audit in audits:
         console.show("\n".join(as_text(audit, hicl.PURITY[0])) + "\n")
     shared = find_shared(audits)
@@ -71,6 +77,12 @@ def main(args: Namespace) -> bool:
     faults = sum(len(audit.faults) for audit in audits)
     console.show("no faults" if not faults else f"{counted(faults, 'fault')}: training would go wrong")
     return not faults
+
+
+def _training_size(cfg: CfgNode) -> tuple[int, int] | None:
+    """Return the median short side that training images are resized to, and the limit of their long side."""
+    short = int(np.median(cfg.INPUT.MIN_SIZE_TRAIN))
+    return (short, cfg.INPUT.MAX_SIZE_TRAIN) if short > 0 else None
 
 
 def _compare_with_model(audit: Audit, num_classes: int, ignore_value: int) -> None:

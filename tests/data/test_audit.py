@@ -54,6 +54,22 @@ def test_survival_equals_a_loop(tmp_path: Path, size: tuple[int, int], seed: int
     assert facts.kept.tolist() == kept.tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_are_counted_at_the_size_that_training_resizes_to(tmp_path: Path, dtype: type) -> None:
+    rough = np.random.default_rng(0).choice([0, 1, 2, 255], (6, 8), p=[0.4, 0.3, 0.2, 0.1])
+    large = np.kron(rough, np.ones((12, 12), dtype=int)).astype(dtype)
+    Image.fromarray(large).save(tmp_path / "l.png")
+    Image.fromarray(np.zeros((72, 96, 3), dtype=np.uint8)).save(tmp_path / "i.png")
+    record = {"file_name": str(tmp_path / "i.png"), "sem_seg_file_name": str(tmp_path / "l.png")}
+    # Blocks of 12 pixels become blocks of 4; with a long side of 32 at the most the short one is 24 too.
+    expected = loop_survival(np.kron(rough, np.ones((4, 4), dtype=int)), 3)
+    for resized in ((24, 1000), (500, 32)):
+        facts = look_at(Question(3, 255, WINDOWS, STRIDE, COVERAGE, resized), record)
+        assert facts.candidates.tolist() == expected[0].tolist()
+        assert facts.kept.tolist() == expected[1].tolist()
+    assert facts.pixels[255] == int((large == 255).sum())  # shares are those of the files
+
+
 @pytest.mark.usefixtures("small_root")
 def test_counts_are_those_of_the_files() -> None:
     audit = audit_dataset("camvid_train", windows=WINDOWS, workers=2)

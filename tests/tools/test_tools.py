@@ -13,6 +13,7 @@ from PIL import Image
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.contrast.grid import align_labels
+from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.evaluation import predicted_classes
@@ -169,6 +170,27 @@ def test_check_says_whether_training_would_go_right(run: dict[str, Any], tmp_pat
     opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
     assert check.main(arguments({**run, "opts": opts}, tmp_path / "audit", **more)) is False
     assert "NUM_CLASSES is 4" in (tmp_path / "audit" / "audit.json").read_text()
+
+
+def test_check_names_classes_that_no_window_is_pure_enough_for(
+    run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"windows": None, "stride": 4, "workers": 0, "pictures": 0, "dataset": []}
+    for path in (tmp_path / "tiny/annotations/train").iterdir():
+        labels = np.zeros((20, 24), dtype=np.uint8)
+        labels[::4, ::4] = 1  # a sixteenth of each cell
+        labels[:, 12:] = 2
+        Image.fromarray(labels).save(path)
+    size = ["INPUT.MIN_SIZE_TRAIN", "(20,)"]
+    assert check.main(arguments({**run, "opts": size}, tmp_path / "audit", **more)) is True
+    shown = capsys.readouterr().out
+    assert "(short side 20, stride 4, " in shown
+    name = MetadataCatalog.get("tiny_train").stuff_classes[1]
+    line = f"1 class has no window of 1 x 1 cells with a purity of 0.9, and so no part in the contrast: {name}; lower"
+    assert shown.count(line) == 1
+    off = [*size, "MODEL.HICL.ENABLED", "False"]
+    check.main(arguments({**run, "opts": off}, tmp_path / "audit", **more))
+    assert "no part in the contrast" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", ["", "LABEL_VALUES: {0: dark, 255: bright}"])
