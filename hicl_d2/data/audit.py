@@ -190,6 +190,13 @@ def look_at(question: Question, record: dict[str, Any]) -> Facts:
     values, counts = np.unique(labels, return_counts=True)
     facts.pixels.update(zip(values.tolist(), counts.tolist(), strict=True))
     if question.resized is not None:
+        left = T.ResizeShortestEdge.get_output_shape(*labels.shape, *question.resized)
+        if min(left) < 1:
+            facts.faults.append(
+                f"{record['file_name']}: an image of {labels.shape[0]} x {labels.shape[1]} cannot be resized as INPUT says "
+                f"({left[0]} x {left[1]} would be left)"
+            )
+            return facts
         labels = _resize(labels, *question.resized)
     survival = _survival(question, labels)
     return facts._replace(label_mode=file_mode(path), candidates=survival[0], kept=survival[1])

@@ -70,6 +70,14 @@ def test_windows_are_counted_at_the_size_that_training_resizes_to(tmp_path: Path
     assert facts.pixels[255] == int((large == 255).sum())  # shares are those of the files
 
 
+def test_an_image_of_which_resizing_leaves_nothing_is_a_fault(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((1, 5000), dtype=np.uint8)).save(tmp_path / "l.png")
+    Image.fromarray(np.zeros((1, 5000, 3), dtype=np.uint8)).save(tmp_path / "i.png")
+    record = {"file_name": str(tmp_path / "i.png"), "sem_seg_file_name": str(tmp_path / "l.png")}
+    (fault,) = look_at(Question(3, 255, WINDOWS, STRIDE, COVERAGE, (320, 640)), record).faults
+    assert "i.png: an image of 1 x 5000 cannot be resized" in fault
+
+
 @pytest.mark.usefixtures("small_root")
 def test_counts_are_those_of_the_files() -> None:
     audit = audit_dataset("camvid_train", windows=WINDOWS, workers=2)
