@@ -3,9 +3,10 @@
 ``python benchmark/result_tables.py`` rewrites what stands between the markers ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``; with ``--check`` it changes nothing and exits 1 if a table is out of date. NAME is a folder of
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
-comparison; if the faults.json of tests/robustness, what was broken and what was seen; if the training*.csv and
-evaluation*.csv of step_speed.py, their rows; if a table.md, what a script printed; else it has a row for each ``*.json``,
-a ``result.json`` as a training run leaves it, under the name of its config.
+comparison, and between ``<!-- classes: NAME -->`` and the same end its comparison by class; if the faults.json of
+tests/robustness, what was broken and what was seen; if the training*.csv and evaluation*.csv of step_speed.py, their
+rows; if a table.md, what a script printed; else it has a row for each ``*.json``, a ``result.json`` as a training run
+leaves it, under the name of its config.
 """
 
 import argparse
@@ -13,14 +14,14 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from hicl_d2.command.files import write_text
 from hicl_d2.harness.cells import AXES
 from hicl_d2.harness.matrix import read_matrix
-from hicl_d2.harness.tables import RESULTS_FILE, markdown
+from hicl_d2.harness.tables import RESULTS_FILE, class_markdown, markdown
 
 FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
@@ -29,13 +30,17 @@ SPEED_FILES = ("training*.csv", "evaluation*.csv")
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
-TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- (?P<kind>table|classes): (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL
+)
 
 Fault = dict[str, Any]  # "broken", "times" (None: not known), "seen"
 
 
-def render(folder: Path) -> str:
-    """Return the markdown table of the result files in ``folder``."""
+def render(folder: Path, kind: str = "table") -> str:
+    """Return the markdown table of the result files in ``folder``; of kind "classes", that of a matrix's classes."""
+    if kind == "classes":
+        return render_matrix(folder, class_markdown)
     if (folder / RESULTS_FILE).is_file():
         return render_matrix(folder)
     if (folder / FAULTS_FILE).is_file():
@@ -48,13 +53,13 @@ def render(folder: Path) -> str:
     return render_runs(folder)
 
 
-def render_matrix(folder: Path) -> str:
+def render_matrix(folder: Path, table: Callable[..., str] = markdown) -> str:
     """Return the comparison of a matrix's results, of which ``folder`` holds the CSV."""
     import pandas as pd
 
     matrix = read_matrix(ROOT / "benchmark" / "matrices" / f"{folder.name}.yaml")
     rows = pd.read_csv(folder / RESULTS_FILE, dtype=dict.fromkeys(AXES, str))
-    return f"{markdown(rows.fillna(dict.fromkeys(AXES, '')), matrix)}\n"
+    return f"{table(rows.fillna(dict.fromkeys(AXES, '')), matrix)}\n"
 
 
 def render_faults(faults: Iterable[Fault]) -> str:
@@ -112,7 +117,7 @@ def _row(name: str, result: dict[str, Any]) -> str:
 
 def update(text: str) -> str:
     """Return ``text`` with every marked table rendered anew."""
-    return TABLE.sub(lambda found: found[1] + render(RESULTS / found["name"]) + found[3], text)
+    return TABLE.sub(lambda found: found[1] + render(RESULTS / found["name"], found["kind"]) + found[4], text)
 
 
 def main() -> int:

@@ -10,6 +10,8 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import check_regular
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
 
+# Of a metric that is the IoU of one class.
+CLASS_PREFIX = "sem_seg/IoU-"
 # Parts of a result that hold others, by name.
 SECTIONS = ("metrics", "class_iou", "seconds", "parameters", "versions", "git")
 # Whole numbers of a result are below this.
@@ -86,8 +88,8 @@ def measures(result: dict[str, Any]) -> Iterator[tuple[str, str, float | None, i
     last = metrics.get("last", {})
     end = _whole(result.get("iterations"))
     for name, value in (result.get("class_iou") or {}).items():
-        if f"sem_seg/IoU-{name}" not in last:
-            yield f"sem_seg/IoU-{name}", "last", number(value), _whole(last.get("iteration"))
+        if f"{CLASS_PREFIX}{name}" not in last:
+            yield f"{CLASS_PREFIX}{name}", "last", number(value), _whole(last.get("iteration"))
     for group in ("seconds", "parameters"):
         for name, value in (result.get(group) or {}).items():
             yield f"{group}/{name}", "last", number(value), end

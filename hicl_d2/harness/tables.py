@@ -11,7 +11,7 @@ from hicl_d2.harness.cells import AXES
 from hicl_d2.harness.folder import State
 from hicl_d2.harness.matrix import Matrix
 from hicl_d2.harness.reference import published
-from hicl_d2.harness.results import measures
+from hicl_d2.harness.results import CLASS_PREFIX, measures
 from hicl_d2.harness.statistics import (
     ENOUGH_FOR_INTERVAL,
     ENOUGH_PAIRS,
@@ -40,6 +40,7 @@ SUMMARY_COLUMNS = (
     "p_holm",
 )
 RESULTS_FILE, SUMMARY_FILE, MARKDOWN_FILE, LATEX_FILE = "results.csv", "summary.csv", "table.md", "table.tex"
+CLASSES_FILE = "classes.md"
 HEADINGS = {
     "seconds/per_iteration": "seconds per iteration",
     "seconds/total": "seconds",
@@ -192,6 +193,32 @@ def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
+def class_comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
+    """Return, as text, the IoU of every class for a baseline and the differences of the other methods to it.
+
+    Figures are of the last iteration; a row per class (of each data set and model), a column per method (and ablation).
+    """
+    import pandas as pd
+
+    summary = summarise(rows, matrix)
+    is_class = summary["metric"].astype(str).str.startswith(CLASS_PREFIX) & (summary["at"] == "last")
+    varied = [
+        axis for axis in ("dataset", "model") if len({getattr(cell, axis) for cell in matrix.cells}) > 1
+    ]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in summary[is_class].itertuples(index=False, name=None):
+        names = dict(zip(AXES, row, strict=False))
+        metric = str(row[len(AXES)])
+        line = lines.setdefault(
+            (names["dataset"], names["model"], metric),
+            {**{axis: names[axis] for axis in varied}, "class": metric.removeprefix(CLASS_PREFIX)},
+        )
+        is_baseline = matrix.baseline_of(row[: len(AXES)]) == row[: len(AXES)]
+        column = " ".join(filter(None, (names["method"], names["ablation"])))
+        line[column] = _mean(row, metric) if is_baseline else _compared(row, metric)[0]
+    return pd.DataFrame(list(lines.values())).fillna(NOTHING)
+
+
 def _mean(row: tuple[Any, ...] | None, metric: str) -> str:
     if row is None:
         return NOTHING
@@ -250,6 +277,12 @@ def latex(frame: "pd.DataFrame") -> str:
     return text.replace("±", r"$\pm$")
 
 
+def class_markdown(rows: "pd.DataFrame", matrix: Matrix) -> str:
+    """Return the comparison by class as a markdown table, "" without a figure."""
+    table = class_comparison(rows, matrix)
+    return _markdown(table) if len(table) else ""
+
+
 def write_results(rows: "pd.DataFrame", output: Path) -> None:
     """Write ``results.csv``."""
     write_text(output / RESULTS_FILE, _csv(rows))
@@ -267,7 +300,10 @@ def _no_formula(cell: Any) -> Any:
 
 
 def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
-    """Write ``summary.csv``, ``table.md`` and ``table.tex``; published figures stand in tables of their own."""
+    """Write ``summary.csv``, ``table.md``, ``table.tex`` and, of segmentation, ``classes.md``.
+
+    Published figures stand in tables of their own.
+    """
     summary = summarise(rows, matrix)
     write_text(output / SUMMARY_FILE, _csv(summary))
     ours, theirs = comparison(rows, matrix), published(matrix)
@@ -279,3 +315,6 @@ def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
         source += f"\n% {note}\n{latex(theirs)}\n"
     write_text(output / MARKDOWN_FILE, text)
     write_text(output / LATEX_FILE, source)
+    by_class = class_markdown(rows, matrix)
+    if by_class:
+        write_text(output / CLASSES_FILE, f"{by_class}\n")

@@ -261,7 +261,7 @@ def status_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
 
 def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
-    """write results.csv, summary.csv, table.md and table.tex, and show the table"""
+    """write results.csv, summary.csv, table.md, classes.md and table.tex, and show the table"""
     from hicl_d2.harness.tables import collect, markdown, write_results, write_tables
 
     workspace = _open(options)

@@ -39,6 +39,26 @@ def test_a_matrix_s_csv_becomes_its_comparison(tables: ModuleType, tmp_path: Pat
     assert "+11.2" in rows[1]
 
 
+def test_a_page_may_ask_for_the_classes_of_a_matrix(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    header = "matrix,cell,dataset,model,method,ablation,seed,metric,at,value,iteration,status"
+    lines = [
+        f"smoke,{method},parts,deeplab_v3_plus_R_18,{method},,1,{metric},last,{value},300,finished"
+        for metric in ("sem_seg/mIoU", "sem_seg/IoU-boat")
+        for method, value in (("baseline", 50.25), ("hicl", 61.5))
+    ]
+    (folder / "results.csv").write_text("\n".join([header, *lines]) + "\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = "a\n<!-- classes: smoke -->\nold\n<!-- end: smoke -->\n<!-- table: smoke -->\n<!-- end: smoke -->\nb\n"
+    classes, comparison = tables.update(page).split("<!-- table: smoke -->")
+    assert [cell.strip() for cell in classes.splitlines()[4].split("|")[1:-1]] == ["boat", "50.2", "+11.2"]
+    assert "old" not in classes
+    assert "mIoU" in comparison
+
+
 def test_the_rows_of_step_speed_become_one_table(tables: ModuleType, tmp_path: Path) -> None:
     training, evaluation = tmp_path / "training_cpu.csv", tmp_path / "evaluation_cpu.csv"
     training.write_text(

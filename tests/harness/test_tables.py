@@ -1,6 +1,7 @@
 """Tables from results that are written down here."""
 
 import dataclasses
+import re
 
 import pandas as pd
 import pytest
@@ -13,7 +14,15 @@ from hicl_d2.harness.failures import Failure
 from hicl_d2.harness.folder import State
 from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.harness.reference import published, read_reference
-from hicl_d2.harness.tables import SUMMARY_COLUMNS, collect, comparison, latex, summarise, write_tables
+from hicl_d2.harness.tables import (
+    SUMMARY_COLUMNS,
+    class_comparison,
+    collect,
+    comparison,
+    latex,
+    summarise,
+    write_tables,
+)
 
 BASE = [50.0, 51.0, 49.5, 50.5, 52.0]
 GAINS = {"baseline": [0.0] * 5, "pixel": [0.2, -0.1, 0.3, 0.4, 0.1], "ours": [1.0, 1.5, 0.5, 2.0, 1.2]}
@@ -188,6 +197,28 @@ def test_an_ablation_that_the_baseline_s_method_lacks_is_refused(bench):
     )
     with pytest.raises(InputError, match=r"has no cell of method baseline, ablation t=1 to compare with"):
         matrix.against("t=1")
+
+
+def test_classes_have_the_baselines_iou_and_the_differences_to_it(bench, tmp_path):
+    methods = {name: {"config": str(bench.folder / "plain.yaml"), "overrides": {"X": name}} for name in GAINS}
+    six = read_matrix(bench.matrix(methods=methods, seeds=[1, 2, 3, 4, 5, 6]))
+    gains = {"baseline": [0.0] * 6, "pixel": [1.0, 2.0, 3.0, 4.0, 5.0, 9.0], "ours": [-1.0] * 6}
+    states = {
+        cell.slug: State(files.DONE, result(50.0 + gains[cell.method][cell.seed - 1])) for cell in six.cells
+    }
+    rows = collect(six, states)
+    table = class_comparison(rows, six)
+    assert list(table.columns) == ["class", "baseline", "pixel", "ours"]
+    assert list(table["class"]) == ["sky"]  # nothing was measured of road
+    assert table["baseline"][0] == "60.0 ± 0.0 (6)"
+    low, high = stats.bootstrap(
+        (gains["pixel"],), lambda x, axis: x.mean(axis), method="percentile", n_resamples=20000, rng=0
+    ).confidence_interval
+    numbers = [float(number) for number in re.findall(r"[+-][\d.]+", table["pixel"][0])]
+    assert numbers == pytest.approx([4.0, low, high], abs=0.1)
+    assert table["ours"][0] == "-1.0 [-1.0, -1.0]"
+    write_tables(rows, six, tmp_path)
+    assert (tmp_path / "classes.md").read_text().splitlines()[0].split("|")[1].strip() == "class"
 
 
 def test_published_figures_stand_apart_with_protocol_and_source(matrix, tmp_path):

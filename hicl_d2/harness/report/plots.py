@@ -7,6 +7,7 @@ from hicl_d2.command.errors import counted
 from hicl_d2.harness.cells import AXES
 from hicl_d2.harness.matrix import MAIN_METRIC, Matrix
 from hicl_d2.harness.report.curves import LOSS, band, read_curve
+from hicl_d2.harness.results import CLASS_PREFIX
 from hicl_d2.harness.statistics import ENOUGH_FOR_INTERVAL, bootstrap_interval
 from hicl_d2.harness.tables import heading
 from hicl_d2.harness.workspace import Workspace
@@ -22,7 +23,6 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#7
 GAIN, LOSS_COLOUR, BASE = "#228833", "#CC3344", "#8A94A6"
 MOST_CURVES = len(COLOURS)
 MOST_CLASSES = 40
-CLASS_PREFIX = "sem_seg/IoU-"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
