@@ -114,7 +114,7 @@ def differences(summary: "pd.DataFrame", matrix: Matrix, place: Place) -> "Figur
     axis.axvline(0, color="#333A45", linewidth=0.8)
     names = [_short((row.dataset, row.model, row.method, row.ablation)) for row in rows.itertuples()]
     axis.set_yticks(range(len(rows)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
     base = {_short(matrix.baseline_of(tuple(row))) for row in rows[list(AXES)].itertuples(index=False)}
     axis.set_xlabel(f"difference in {heading(main)} to {' / '.join(sorted(base))}, with 95 % interval")
