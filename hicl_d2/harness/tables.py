@@ -193,14 +193,14 @@ def comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
-def class_comparison(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
+def class_comparison(summary: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     """Return, as text, the IoU of every class for a baseline and the differences of the other methods to it.
 
     Figures are of the last iteration; a row per class (of each data set and model), a column per method (and ablation).
+    ``summary`` is that of `summarise`.
     """
     import pandas as pd
 
-    summary = summarise(rows, matrix)
     is_class = summary["metric"].astype(str).str.startswith(CLASS_PREFIX) & (summary["at"] == "last")
     varied = [
         axis for axis in ("dataset", "model") if len({getattr(cell, axis) for cell in matrix.cells}) > 1
@@ -278,9 +278,8 @@ def latex(frame: "pd.DataFrame") -> str:
 
 
 def class_markdown(rows: "pd.DataFrame", matrix: Matrix) -> str:
-    """Return the comparison by class as a markdown table, "" without a figure."""
-    table = class_comparison(rows, matrix)
-    return _markdown(table) if len(table) else ""
+    """Return the comparison by class as a markdown table."""
+    return _markdown(class_comparison(summarise(rows, matrix), matrix))
 
 
 def write_results(rows: "pd.DataFrame", output: Path) -> None:
@@ -315,6 +314,6 @@ def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
         source += f"\n% {note}\n{latex(theirs)}\n"
     write_text(output / MARKDOWN_FILE, text)
     write_text(output / LATEX_FILE, source)
-    by_class = class_markdown(rows, matrix)
-    if by_class:
-        write_text(output / CLASSES_FILE, f"{by_class}\n")
+    by_class = class_comparison(summary, matrix)
+    if len(by_class):
+        write_text(output / CLASSES_FILE, f"{_markdown(by_class)}\n")

@@ -207,7 +207,7 @@ def test_classes_have_the_baselines_iou_and_the_differences_to_it(bench, tmp_pat
         cell.slug: State(files.DONE, result(50.0 + gains[cell.method][cell.seed - 1])) for cell in six.cells
     }
     rows = collect(six, states)
-    table = class_comparison(rows, six)
+    table = class_comparison(summarise(rows, six), six)
     assert list(table.columns) == ["class", "baseline", "pixel", "ours"]
     assert list(table["class"]) == ["sky"]  # nothing was measured of road
     assert table["baseline"][0] == "60.0 ± 0.0 (6)"
