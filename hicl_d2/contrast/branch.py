@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hicl_d2.contrast.anchors import Sample, choose_anchors, sample_balanced, wrongly_predicted
 from hicl_d2.contrast.bank import ComponentBank
-from hicl_d2.contrast.candidates import WindowLabels
+from hicl_d2.contrast.candidates import WindowLabels, middle_labels
 from hicl_d2.contrast.class_pooling import find_candidates, gather_class_windows
 from hicl_d2.contrast.components import Components
 from hicl_d2.contrast.diagnostics import mean_similarities
@@ -21,10 +21,13 @@ from hicl_d2.contrast.pairing import Pairing, pair
 from hicl_d2.contrast.processes import is_distributed
 from hicl_d2.contrast.pruning import Pruned, prune, touches_boundary
 
-__all__ = ["POOLINGS", "Drawn", "HiCLBranch"]
+__all__ = ["CELL_CLASSES", "POOLINGS", "Drawn", "HiCLBranch"]
 
 # What a component is the mean over: all cells of a window, or its cells of one class.
 POOLINGS = ("window", "class")
+
+# Which class a single cell has: that of most of its pixels, or that of the pixel in its middle.
+CELL_CLASSES = ("majority", "middle")
 
 
 class Drawn(NamedTuple):
@@ -89,6 +92,7 @@ class HiCLBranch(Contrast):
         windows: Sequence[int] = (1, 2, 4, 8),
         overlap: bool = False,
         pooling: str = "window",
+        cell_class: str = "majority",
         purity: Sequence[float] = (0.9,),
         coverage: Sequence[float] = (0.5,),
         confidence_low: Sequence[float] = (0.0,),
@@ -121,6 +125,9 @@ class HiCLBranch(Contrast):
             pooling: "window": a component is the mean over a window, whose class is its most frequent one. "class": a
                 window has a component for each class that has at least as many pure cells in it as the window's side, the
                 mean over these cells; purity and coverage are then asked of single cells, and no confidence.
+            cell_class: "majority": a single cell has the class of most of its pixels, and must be pure and covered.
+                "middle": it has the class of its middle pixel, as in pixel contrast, so that cells on a boundary take part;
+                larger windows are counted pixel by pixel all the same.
             purity: least share of a candidate's labelled pixels that its class must have; 0 switches the criterion off.
             coverage: least share of its pixels that must be labelled; 0 switches it off.
             confidence_low: least mean predicted probability of its class; 0 switches it off.
@@ -157,7 +164,15 @@ class HiCLBranch(Contrast):
         self.levels = make_levels(
             windows, purity, coverage, confidence_low, confidence_high, level_weights, overlap=overlap
         )
-        _check_choices(level_loss, implementation, pooling, hard_share, boundary_negatives, positive_focus)
+        _check_choices(
+            {
+                "level_loss": level_loss,
+                "implementation": implementation,
+                "pooling": pooling,
+                "cell_class": cell_class,
+            }
+        )
+        _check_shares(hard_share, boundary_negatives, positive_focus)
         if anchors < 1 or components < 1 or bank_size < 0:
             raise ValueError(
                 f"budgets must be at least 1: {anchors} anchors, {components} components, bank {bank_size}"
@@ -167,6 +182,7 @@ class HiCLBranch(Contrast):
             boundary_negatives > 0 or any(level.confidence != (0.0, 1.0) for level in self.levels)
         ):
             raise ValueError("pooling class knows neither confidence nor boundary_negatives; leave them off")
+        self.cell_class = cell_class
         self.separate = level_loss == "separate"
         self.detach_components = detach_components
         self.anchor_budget = anchors
@@ -232,7 +248,7 @@ class HiCLBranch(Contrast):
         with_cells = self.levels if first.window == 1 else (cell, *self.levels)
         if self.by_class:
             with_cells = (cell,)
-        statistics = self.operations.count_labels(grid, with_cells)
+        statistics = self.count_labels(grid, with_cells)
         cells = statistics[0]
         pruned: list[Pruned] = []
         if not self.by_class:
@@ -256,6 +272,14 @@ class HiCLBranch(Contrast):
         )
         components = self._choose_components(cells, pruned, generator)
         return Drawn(anchors, components, anchor_classes, hard, pruned)
+
+    def count_labels(self, grid: LabelGrid, levels: Sequence[Level]) -> list[WindowLabels]:
+        """Count the labels in the windows of ``levels`` (ascending); those of single cells as ``cell_class`` says."""
+        if self.cell_class == "majority":
+            return self.operations.count_labels(grid, levels)
+        larger = [level for level in levels if level.window > 1]
+        cells = [middle_labels(grid)] * (len(levels) - len(larger))
+        return cells + (self.operations.count_labels(grid, larger) if larger else [])
 
     def _choose_components(
         self, cells: WindowLabels, pruned: list[Pruned], generator: torch.Generator
@@ -347,16 +371,21 @@ class HiCLBranch(Contrast):
         return figures
 
 
-def _check_choices(level_loss: str, implementation: str, pooling: str, *shares: float) -> None:
-    for name, value, choices in (
-        ("level_loss", level_loss, ("joint", "separate")),
-        ("pooling", pooling, POOLINGS),
-        ("implementation", implementation, tuple(OPERATIONS)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be {' or '.join(choices)}, not {value!r}")
-    for name, share in zip(("hard_share", "boundary_negatives"), shares, strict=False):
+def _check_choices(chosen: dict[str, str]) -> None:
+    choices = {
+        "level_loss": ("joint", "separate"),
+        "implementation": tuple(OPERATIONS),
+        "pooling": POOLINGS,
+        "cell_class": CELL_CLASSES,
+    }
+    for name, value in chosen.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} must be {' or '.join(choices[name])}, not {value!r}")
+
+
+def _check_shares(hard_share: float, boundary_negatives: float, positive_focus: float) -> None:
+    for name, share in (("hard_share", hard_share), ("boundary_negatives", boundary_negatives)):
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{name} must lie in 0 to 1, not {share}")
-    if shares[2] < 0.0:
-        raise ValueError(f"positive_focus must not be negative, not {shares[2]}")
+    if positive_focus < 0.0:
+        raise ValueError(f"positive_focus must not be negative, not {positive_focus}")

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hicl_d2.contrast.grid import LabelGrid
+from hicl_d2.contrast.grid import LabelGrid, nearest_classes
 from hicl_d2.contrast.levels import Level
 
-__all__ = ["WindowLabels", "count_labels", "sum_windows"]
+__all__ = ["WindowLabels", "count_labels", "middle_labels", "sum_windows"]
 
 
 class WindowLabels(NamedTuple):
@@ -43,6 +43,13 @@ def count_labels(grid: LabelGrid, levels: Sequence[Level]) -> list[WindowLabels]
         count, winner = counts.max(dim=1)
         statistics.append(WindowLabels(torch.where(count > 0, winner, -1), count.int(), counts.sum(1).int()))
     return statistics
+
+
+def middle_labels(grid: LabelGrid) -> WindowLabels:
+    """Give every cell the class of its middle pixel, as though all its pixels had that class."""
+    classes = nearest_classes(grid)
+    pixels = torch.where(classes >= 0, grid.stride**2, 0).int()
+    return WindowLabels(classes, pixels, pixels)
 
 
 def sum_windows(maps: Tensor, level: Level) -> Tensor:

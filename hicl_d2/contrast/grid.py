@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LabelGrid", "align_labels", "infer_stride", "resize_logits"]
+__all__ = ["LabelGrid", "align_labels", "at_middle", "infer_stride", "nearest_classes", "resize_logits"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,23 @@ def _narrow(labels: Tensor, num_classes: int) -> Tensor:
         return labels.to(torch.uint8).clamp(max=num_classes)
     labels = labels.to(torch.int32)
     return torch.where(labels < 0, num_classes, labels)
+
+
+def nearest_classes(grid: LabelGrid, window: int = 1) -> Tensor:
+    """Read the class at the middle of every ``window`` x ``window`` cells.
+
+    Returns (B, h // window, w // window) int64, -1 where that pixel is unlabelled. The middle of an even number of
+    pixels is the one below and to the right of it.
+    """
+    cell, pixel = divmod(window * grid.stride // 2, grid.stride)
+    classes = at_middle(grid.planes[pixel * grid.stride + pixel], window, cell).long()
+    return torch.where(classes < grid.unlabelled, classes, -1)
+
+
+def at_middle(cells: Tensor, window: int, offset: int) -> Tensor:
+    """Take the cell at ``offset`` along both axes of every window that lies on the map (..., h, w)."""
+    rows, columns = cells.shape[-2] // window, cells.shape[-1] // window
+    return cells[..., offset::window, offset::window][..., :rows, :columns]
 
 
 def resize_logits(logits: Tensor, feature_size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.command.files import atomic_open, check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.class_pooling import belongs_to_component, find_candidates, gather_class_windows
-from hicl_d2.contrast.fused import ClassScores, count_labels, embed, gather_windows
+from hicl_d2.contrast.fused import ClassScores, embed, gather_windows
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 from hicl_d2.contrast.levels import Level
 from hicl_d2.contrast.pruning import Pruned, prune
@@ -147,7 +147,7 @@ def inspect(
 def _cells(grid: LabelGrid, branch: HiCLBranch) -> Pruned:
     """Return what the first level's thresholds leave of single cells."""
     single = Level.cell(branch.levels[0].purity, branch.levels[0].coverage)
-    return prune(grid, count_labels(grid, [single])[0], single)
+    return prune(grid, branch.count_labels(grid, [single])[0], single)
 
 
 def _levels(
@@ -157,7 +157,7 @@ def _levels(
     components: by level, in the numbering of `gather_windows`, -1 where there is none.
     """
     pictures: list[LevelPicture] = []
-    for level, labels in zip(branch.levels, count_labels(grid, branch.levels), strict=True):
+    for level, labels in zip(branch.levels, branch.count_labels(grid, branch.levels), strict=True):
         steps = [
             prune(grid, labels, replace(level, purity=0.0, confidence=(0.0, 1.0)), None),
             prune(grid, labels, replace(level, confidence=(0.0, 1.0)), None),

@@ -58,7 +58,11 @@ def make_branch(
 
 
 def settings_of(branch: HiCLBranch) -> list[Settings]:
-    return [Settings(p.window, p.step, p.purity, p.coverage, p.confidence, p.weight) for p in branch.levels]
+    middle = branch.cell_class == "middle"
+    return [
+        Settings(p.window, p.step, p.purity, p.coverage, p.confidence, p.weight, middle)
+        for p in branch.levels
+    ]
 
 
 def draw(branch: HiCLBranch, features: Tensor, labels: Tensor, logits: Tensor | None, seed: int = 0) -> Drawn:

@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Settings:
-    """One level's thresholds, as the definition names them."""
+    """One level's thresholds, as the definition names them; ``middle``: cells have the class of their middle pixel."""
 
     window: int
     step: int
@@ -33,6 +33,7 @@ class Settings:
     coverage: float = 0.5
     confidence: tuple[float, float] = (0.0, 1.0)
     weight: float = 1.0
+    middle: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ def count_pixels(
             if 0 <= label < num_classes:
                 counts[label] = counts.get(label, 0) + 1
     return counts
+
+
+def read_middle(
+    labels: list[list[int]], stride: int, row: int, column: int, num_classes: int
+) -> dict[int, int]:
+    y, x = row * stride + stride // 2, column * stride + stride // 2
+    label = labels[y][x] if y < len(labels) and x < len(labels[0]) else -1
+    return {label: stride**2} if 0 <= label < num_classes else {}
 
 
 def judge(counts: dict[int, int], area: int, settings: Settings) -> int | str:
@@ -113,7 +122,12 @@ def find_windows(
             for row in range(0, size[0] - settings.window + 1, settings.step):
                 for column in range(0, size[1] - settings.window + 1, settings.step):
                     reason["candidates"] += 1
-                    counts = count_pixels(images[image], stride, row, column, settings.window, num_classes)
+                    if settings.middle and settings.window == 1:
+                        counts = read_middle(images[image], stride, row, column, num_classes)
+                    else:
+                        counts = count_pixels(
+                            images[image], stride, row, column, settings.window, num_classes
+                        )
                     label = judge(counts, (settings.window * stride) ** 2, settings)
                     low, high = settings.confidence
                     if isinstance(label, int) and scores is not None and (low, high) != (0.0, 1.0):
@@ -133,7 +147,7 @@ def find_anchor_cells(
     labels: Tensor, size: tuple[int, int], stride: int, num_classes: int, settings: Settings
 ) -> dict[Window, int]:
     """Return the cells that may be anchors, with their classes."""
-    cells = Settings(1, 1, settings.purity, settings.coverage)
+    cells = Settings(1, 1, settings.purity, settings.coverage, middle=settings.middle)
     return find_windows(labels, size, stride, num_classes, [cells])[0]
 
 

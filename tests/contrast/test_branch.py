@@ -56,6 +56,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "hot": {"temperature": 10.0},
     "small_budgets": {"anchors": 17, "components": 23},
     "boundary": {"boundary_negatives": 0.7, "components": 60},
+    "middle": {"cell_class": "middle"},
+    "middle_without_single_cells": {"cell_class": "middle", "windows": (2, 4)},
+    "middle_of_one_level": {"cell_class": "middle", "windows": (1,), "coverage": (1.0,)},
+    "middle_and_confidence": {"cell_class": "middle", "confidence_low": (0.2,)},
 }
 
 
@@ -168,6 +172,9 @@ def test_draws_what_the_loops_keep() -> None:
         "overlap",
         "odd_overlap",
         "no_purity",
+        "middle",
+        "middle_without_single_cells",
+        "middle_and_confidence",
     ):
         features, labels, logits = make_batch(seed=4)
         branch = make_branch(**FORMS[form])
@@ -219,6 +226,8 @@ MOVES: dict[str, tuple[Any, Any]] = {
     "ignore_value": (255, 0),
     "windows": ((1, 2, 4), (1, 3)),
     "overlap": (False, True),
+    "pooling": ("window", "class"),
+    "cell_class": ("majority", "middle"),
     "purity": ((0.9,), (0.6,)),
     "coverage": ((0.5,), (0.95,)),
     "confidence_low": ((0.0,), (0.3,)),
@@ -293,6 +302,7 @@ def test_in_channels_and_num_classes_are_those_of_the_input() -> None:
         ({"level_weights": (0.0,)}, "every level off"),
         ({"level_loss": "both"}, "joint or separate"),
         ({"implementation": "slow"}, "fused or textbook"),
+        ({"cell_class": "center"}, "cell_class must be majority or middle, not 'center'"),
         ({"hard_share": 1.5}, "hard_share"),
         ({"boundary_negatives": -1.0}, "boundary_negatives"),
         ({"positive_focus": -1.0}, "positive_focus"),

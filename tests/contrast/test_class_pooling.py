@@ -128,6 +128,17 @@ def test_a_thin_object_has_components_at_every_level() -> None:
         assert of_line == expected
 
 
+def test_cells_of_the_class_of_their_middle_pixel_are_all_candidates() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    labels[:, :, 6] = 1  # the middle column of cells of 4 pixels that are otherwise of class 0
+    grid = align_labels(labels, (4, 4), 2)
+    for cell_class, expected in (("majority", [0, 0]), ("middle", [4, 2])):
+        branch = HiCLBranch(4, 2, windows=(1, 2), pooling="class", cell_class=cell_class)
+        drawn = branch.draw(grid, None, torch.Generator().manual_seed(0))
+        assert [int((part.kept & (part.winners == 1)).sum()) for part in drawn.pruned] == expected
+        assert int((drawn.classes == 1).sum()) == expected[0]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -137,6 +148,7 @@ def test_a_thin_object_has_components_at_every_level() -> None:
         {"overlap": True},
         {"bank_size": 3},
         {"windows": (2, 4)},
+        {"cell_class": "middle"},
     ],
     ids=lambda settings: next(iter(settings), "plain"),
 )

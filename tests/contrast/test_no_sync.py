@@ -15,6 +15,7 @@ STEPS = {
     "bank": {"bank_size": 3},
     "bank_start": {"bank_size": 3, "bank_start": 5},
     "class": {"pooling": "class"},
+    "middle_class": {"pooling": "class", "cell_class": "middle"},
 }
 
 

@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cold": {"gather": True, "temperature": 0.02},
     "textbook": {"gather": True, "implementation": "textbook"},
     "class": {"gather": True, "pooling": "class"},
+    "middle": {"gather": True, "cell_class": "middle"},
     "one_empty": {"gather": True},
     "bank": {"gather": True, "bank_size": 200},
     "small_bank": {"bank_size": 3, "anchors": 30, "components": 40},

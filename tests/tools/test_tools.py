@@ -152,6 +152,24 @@ def test_class_pooling_is_drawn_cell_by_cell(run: dict[str, Any], tmp_path: Path
     assert set(embedding.component_levels.tolist()) == {0, 1}
 
 
+def test_cells_are_drawn_in_the_class_that_training_gives_them(run: dict[str, Any], tmp_path: Path) -> None:
+    opts = ["MODEL.HICL.CELL_CLASS", "middle", "MODEL.HICL.WINDOWS", "[1, 4]"]
+    cfg, model = predict.load_model(
+        run["config_file"], "", ["MODEL.WEIGHTS", run["weights"], *opts], str(tmp_path)
+    )
+    mapped = inspect.SemanticMapper(cfg, False)(load_records("tiny_val")[0])
+    labels = mapped["sem_seg"]
+    labels[:4, :4] = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 255], [255] * 4, [255] * 4])
+    levels = inspect.inspect(cfg, model, mapped)[3]
+    assert levels[0].classes[:2, :2].tolist() == [
+        [1, -1],
+        [-1, -1],
+    ]  # of the pixels at (1, 1), (1, 3), (3, 1), (3, 3)
+    assert levels[0].fates[:2, :2].tolist() == [[0, 1], [1, 1]]
+    assert (levels[0].fates != 2).all()  # no cell is impure
+    assert (levels[1].fates == 2).any()  # windows of 8 pixels are counted pixel by pixel
+
+
 def test_a_model_without_the_branch_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no Hi-CL branch"):
         inspect.main(arguments({**run, "opts": ["MODEL.HICL.ENABLED", "False"]}, tmp_path))

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from hicl_d2.contrast.frame import Contrast
 from hicl_d2.contrast.fused import embed
-from hicl_d2.contrast.grid import LabelGrid
+from hicl_d2.contrast.grid import LabelGrid, nearest_classes
 from hicl_d2.contrast.peers.memory import make_memory, recall, remember
 from hicl_d2.contrast.peers.pairs import describe, info_nce
-from hicl_d2.contrast.peers.rows import nearest_classes, region_means, sample_pixels
+from hicl_d2.contrast.peers.rows import region_means, sample_pixels
 
 __all__ = ["RegionContrast"]
 

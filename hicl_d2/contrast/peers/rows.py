@@ -7,10 +7,9 @@ from torch import Tensor
 
 from hicl_d2.contrast.anchors import choose_anchors
 from hicl_d2.contrast.fused import gather_cells
-from hicl_d2.contrast.grid import LabelGrid
 from hicl_d2.contrast.processes import is_distributed
 
-__all__ = ["Pixels", "at_middle", "class_means", "nearest_classes", "region_means", "sample_pixels"]
+__all__ = ["Pixels", "class_means", "region_means", "sample_pixels"]
 
 
 class Pixels(NamedTuple):
@@ -25,23 +24,6 @@ class Pixels(NamedTuple):
     rows: Tensor
     classes: Tensor
     hard: Tensor
-
-
-def nearest_classes(grid: LabelGrid, window: int = 1) -> Tensor:
-    """Read the class at the middle of every ``window`` x ``window`` cells.
-
-    Returns (B, h // window, w // window) int64, -1 where that pixel is unlabelled. The middle of an even number of
-    pixels is the one below and to the right of it.
-    """
-    cell, pixel = divmod(window * grid.stride // 2, grid.stride)
-    classes = at_middle(grid.planes[pixel * grid.stride + pixel], window, cell).long()
-    return torch.where(classes < grid.unlabelled, classes, -1)
-
-
-def at_middle(cells: Tensor, window: int, offset: int) -> Tensor:
-    """Take the cell at ``offset`` along both axes of every window that lies on the map (..., h, w)."""
-    rows, columns = cells.shape[-2] // window, cells.shape[-1] // window
-    return cells[..., offset::window, offset::window][..., :rows, :columns]
 
 
 def sample_pixels(

@@ -11,8 +11,7 @@ from hicl_d2.contrast.anchors import wrongly_predicted
 from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.frame import Contrast, ContrastOutput, zero_with_graph
 from hicl_d2.contrast.fused import embed
-from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
-from hicl_d2.contrast.peers.rows import at_middle, nearest_classes
+from hicl_d2.contrast.grid import LabelGrid, align_labels, at_middle, nearest_classes, resize_logits
 
 __all__ = ["Scale", "ScaledContrast"]
 
