@@ -6,6 +6,7 @@ autograd function: the gradient goes down the pyramid once, from coarse to fine,
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -81,8 +82,7 @@ class _GatherWindows(torch.autograd.Function):
             components = grad_rows[len(cells) :]
             sums.index_add_(0, in_sums, components * scale[:, 1:])
             grad_rows = torch.cat([grad_rows[: len(cells)], components * scale[:, :1]])
-        pyramid.unpool(sums, grad)
-        pyramid.add_cells(grad, torch.cat([cells, in_cells]), grad_rows)
+        pyramid.unpool(sums, torch.cat([cells, in_cells]), grad_rows.to(dtype), grad)
         return grad, None, None, None, None
 
 
@@ -94,19 +94,19 @@ class _Pyramid:
     """
 
     def __init__(self, features: Tensor, levels: Sequence[Level]) -> None:
-        self.batch, self.channels, *size = features.shape
+        self.batch, self.channels, *self.size = features.shape
         self.channels_last = features.is_contiguous(memory_format=torch.channels_last)
         self.levels = levels
         self.links = link_levels(levels)
-        self.extents = [level.extent((size[0], size[1])) for level in levels]
-        self.cells = self.batch * size[0] * size[1] if levels and levels[0].window == 1 else 0
+        self.extents = [level.extent((self.size[0], self.size[1])) for level in levels]
+        self.cells = self.batch * self.size[0] * self.size[1] if levels and levels[0].window == 1 else 0
         self.starts: list[int] = []
         self.rows = 0
         for level, (rows, columns) in zip(levels, self.extents, strict=True):
             self.starts.append(self.rows)
             self.rows += 0 if level.window == 1 else self.batch * rows * columns
         # In (B, C, h, w) the channels of a cell lie far apart: a CPU works in blocks of channels that stay in its cache.
-        self.block = (1, _CHANNELS) if host.on_host(features) else (self.batch, self.channels)
+        self.on_host = host.on_host(features)
 
     def view(self, sums: Tensor, k: int) -> Tensor:
         """Return level k's part of ``sums`` (rows, C) as (B, rows, columns, C)."""
@@ -122,12 +122,10 @@ class _Pyramid:
             if level.window > 1 and 0 not in self.extents[k]
         ]
 
-    def blocks(self, features: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Iterate over (images, channels) of a (B, C, h, w) map."""
-        images, channels = self.block
-        for b in range(0, self.batch, images):
-            for c in range(0, self.channels, channels):
-                yield slice(b, b + images), slice(c, c + channels)
+    def blocks(self) -> Iterator[slice]:
+        """Iterate over the channels in blocks."""
+        for start in range(0, self.channels, _CHANNELS):
+            yield slice(start, start + _CHANNELS)
 
     def pool(self, features: Tensor, sums: Tensor) -> None:
         """Fill ``sums`` with the window sums of every level."""
@@ -138,46 +136,74 @@ class _Pyramid:
                 _sum_slices(source, link, self.extents[k], target)
             elif self.channels_last:
                 _sum_slices(features.permute(0, 2, 3, 1), link, self.extents[k], target)
-            elif not host.on_host(features):
+            elif not self.on_host:
                 # One operator, without a copy of the map in the type of the sums.
                 rows, columns = self.extents[k]
                 places = features.unfold(2, link.factor, link.stride).unfold(3, link.factor, link.stride)
                 summed = places[:, :, :rows, :columns].sum((4, 5), dtype=sums.dtype)
                 target.copy_(summed.permute(0, 2, 3, 1))
             else:
-                for images, channels in self.blocks(features):
-                    block = features[images, channels].to(sums.dtype)
-                    for dim, length in ((2, self.extents[k][0]), (3, self.extents[k][1])):
+                for image, channels in product(range(self.batch), self.blocks()):
+                    block = features[image, channels].to(sums.dtype)
+                    for dim, length in ((1, self.extents[k][0]), (2, self.extents[k][1])):
                         block = _sum_along(block, dim, link, length)
-                    target[images, :, :, channels].copy_(block.permute(0, 2, 3, 1))
+                    target[image, :, :, channels].copy_(block.permute(1, 2, 0))
 
-    def unpool(self, sums: Tensor, grad: Tensor) -> None:
-        """Send the gradient of the sums down to the cells: adjoint of `pool`. Overwrites ``grad`` (B, C, h, w)."""
-        clean = False
+    def unpool(self, sums: Tensor, index: Tensor, rows: Tensor, grad: Tensor) -> None:
+        """Send the gradients of the sums and of cells down to the feature map: adjoint of `pool` and `take_cells`.
+
+        Args:
+            sums: (rows, C), the gradient of the sums; it is used up.
+            index: (N,) int64, cells, and ``rows`` (N, C) their gradients.
+            grad: (B, C, h, w), is overwritten.
+        """
+        to_cells = []
         for k, link, from_cells in reversed(self.steps()):
-            source = self.view(sums, k)
-            if not from_cells:
+            if from_cells:
+                to_cells.append((k, link))
+            else:
                 parent = self.view(sums, link.parent)[:, :: link.pick, :: link.pick]
-                _spread(source, link, parent, overwrite=False)
-                continue
-            overwrite = not clean and link.stride == link.factor
-            if not clean:
-                self._clear(grad, k, link, overwrite)
-                clean = True
-            if self.channels_last:
-                _spread(source, link, grad.permute(0, 2, 3, 1), overwrite)
-                continue
-            for images, channels in self.blocks(grad):
-                block = source[images, :, :, channels].permute(0, 3, 1, 2).contiguous()
-                _spread_planes(block, link, grad[images, channels], overwrite)
-        if not clean:
+                _spread(self.view(sums, k), link, parent, overwrite=False)
+        # The first level that is sent to the cells need not be added to anything, if its windows tile them.
+        tiled = bool(to_cells) and to_cells[0][1].stride == to_cells[0][1].factor
+        if not tiled:
             grad.zero_()
-
-    def _clear(self, grad: Tensor, k: int, link: Link, covered: bool) -> None:
-        """Zero the part of ``grad`` that the first level sent down to the cells will not overwrite."""
-        if not covered:
-            grad.zero_()
+        else:
+            self._clear(grad, *to_cells[0])
+        if self.channels_last:
+            for number, (k, link) in enumerate(to_cells):
+                _spread(self.view(sums, k), link, grad.permute(0, 2, 3, 1), tiled and number == 0)
+            grad.permute(0, 2, 3, 1).view(-1, self.channels).index_add_(0, index, rows)
             return
+        if not self.on_host:
+            for number, (k, link) in enumerate(to_cells):
+                whole = self.view(sums, k).permute(0, 3, 1, 2).contiguous()
+                _spread_planes(whole, link, grad, tiled and number == 0)
+            self._add_cells(grad, index, rows)
+            return
+        for image, place, columns in self._by_image(index, rows):
+            planes = [self.view(sums, k)[image].flatten(0, 1).t().contiguous() for k, _ in to_cells]
+            for channels in self.blocks():
+                block = grad[image : image + 1, channels]
+                for number, ((k, link), part) in enumerate(zip(to_cells, planes, strict=True)):
+                    source = part[channels].view(1, -1, *self.extents[k])
+                    _spread_planes(source, link, block, tiled and number == 0)
+                # While the block is in the cache, where the cells of a channel lie far apart.
+                columns_of = columns[channels]
+                block.view(len(columns_of), -1).scatter_add_(1, place.expand_as(columns_of), columns_of)
+
+    def _by_image(self, index: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each image's number, the places (n,) of its cells on the map, ascending, and their rows as columns (C, n)."""
+        area = self.size[0] * self.size[1]
+        ordered, order = index.sort()
+        bounds = torch.searchsorted(
+            ordered, torch.arange(self.batch + 1, device=index.device) * area
+        ).tolist()
+        for image, (start, stop) in enumerate(pairwise(bounds)):
+            yield image, ordered[start:stop] - image * area, rows[order[start:stop]].t().contiguous()
+
+    def _clear(self, grad: Tensor, k: int, link: Link) -> None:
+        """Zero what level k, which tiles the cells, will not overwrite: the last cells of axes that it does not divide."""
         rows, columns = self.extents[k]
         grad[:, :, rows * link.factor :].zero_()
         grad[:, :, :, columns * link.factor :].zero_()
@@ -210,13 +236,9 @@ class _Pyramid:
         rows = torch.empty(len(index), self.channels, dtype=dtype, device=features.device)
         return rows.index_copy_(0, order, taken.to(dtype))
 
-    def add_cells(self, grad: Tensor, index: Tensor, rows: Tensor) -> None:
-        """Add rows (N, C) to cells ``index`` (N,) of ``grad`` (B, C, h, w)."""
-        rows = rows.to(grad.dtype)
-        if self.channels_last:
-            grad.permute(0, 2, 3, 1).view(-1, self.channels).index_add_(0, index, rows)
-            return
-        area = grad.shape[2] * grad.shape[3]
+    def _add_cells(self, grad: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Add rows (N, C) to cells ``index`` (N,) of ``grad`` (B, C, h, w), all at once."""
+        area = self.size[0] * self.size[1]
         ordered, order = index.sort()
         first = (ordered // area) * (area * self.channels) + ordered % area
         place = torch.arange(self.channels, device=index.device)[:, None] * area + first
@@ -277,15 +299,14 @@ def _spread(source: Tensor, link: Link, target: Tensor, overwrite: bool) -> None
 def _spread_planes(source: Tensor, link: Link, target: Tensor, overwrite: bool) -> None:
     """Do what `_spread` does for source (B, C, rows, columns) and target (B, C, r, c)."""
     rows, columns = source.shape[2:4]
-    if not overwrite:
-        for i, j in _slices(link, (rows, columns)):
-            target[:, :, i, j] += source
+    if overwrite:
+        covered = target[:, :, : rows * link.factor, : columns * link.factor]
+        # Not "nearest", whose rounding takes the wrong cell for some factors.
+        enlarge = torch.ops.aten._upsample_nearest_exact2d.out
+        enlarge(source.to(target.dtype), covered.shape[2:], None, None, out=covered)
         return
-    places = _tiles(target, 2, link.factor, rows, columns)
-    for column in range(link.factor):
-        places[:, :, :, 0, :, column] = source
-    for row in range(1, link.factor):
-        places[:, :, :, row] = places[:, :, :, 0]
+    for i, j in _slices(link, (rows, columns)):
+        target[:, :, i, j] += source
 
 
 def _tiles(target: Tensor, dim: int, factor: int, rows: int, columns: int) -> Tensor:
