@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from speed.cases import Step
 from speed.meter import measure, median_ratio, processor
 from speed.parts import PARTS, Parts, watched
 from speed.rows import write_csv
@@ -54,6 +55,7 @@ from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.data.loader import build_train_loader
+from hicl_d2.engine.memory import keep_freed_memory
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.settings import base_architecture, blank_size
@@ -156,7 +158,9 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             table = Table(file, cfg, make_steps(cfg, args.precision, Path(folder)))
-            table.times = measure(dict(table.steps), args.rounds, torch.device(args.device))
+            table.times = measure(
+                _with_their_memory(dict(table.steps), args.device), args.rounds, torch.device(args.device)
+            )
             table.parts = {row: profile(step, args.rounds) for row, step in table.steps.items()}
         rows += table.rows()
         show(table)
@@ -196,6 +200,19 @@ def peer_model(cfg: CfgNode) -> nn.Module:
     model = Trainer.build_model(cfg)
     own = original_model(cfg, model)
     return model if own is None else own
+
+
+def _with_their_memory(steps: dict[str, Step], device: str) -> dict[str, Step]:
+    """Return the steps with freed memory as in their own programs: train_net.py keeps it on a CPU, Detectron2 does not."""
+
+    def run(step: Step, keep: bool) -> None:
+        keep_freed_memory(keep)
+        step()
+
+    return {
+        row: partial(run, step, device == "cpu" and not row.startswith("Detectron2"))
+        for row, step in steps.items()
+    }
 
 
 def _without_branch(cfg: CfgNode) -> CfgNode:
@@ -249,7 +266,11 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
                 plain, peer_model(plain), Path(folder, "theirs"), images
             )
         times = measure(
-            {row: partial(_keep, found, row, call) for row, call in calls.items()}, rounds, device
+            _with_their_memory(
+                {row: partial(_keep, found, row, call) for row, call in calls.items()}, cfg.MODEL.DEVICE
+            ),
+            rounds,
+            device,
         )
     first, *others = found.values()
     assert all(abs(other - first) < SAME_SCORE for other in others), found

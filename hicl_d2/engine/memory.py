@@ -1,5 +1,7 @@
-"""How much memory a run has taken."""
+"""How much memory a run has taken, and what becomes of the memory that it frees."""
 
+import ctypes
+import os
 import resource
 import sys
 
@@ -12,3 +14,28 @@ def peak_memory_mb(device: str) -> float:
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+# Settings of glibc's mallopt, in bytes: how much free memory at the top of the heap is given back, and from what size on a
+# block is mapped by itself. The second is the largest that it takes, which it comes to by itself after some large blocks.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST = 2**25
+_KEPT, _BY_DEFAULT = 2**31 - 1, 2 * _LARGEST
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Have this process keep the memory that it frees, for its next step; return whether it does as asked.
+
+    By default glibc gives it back at the end of a step, and the system hands zeroed pages out one by one when the next step
+    asks for as much: 10,000 to 40,000 page faults in a training step on a CPU. Blocks of 32 MB and more are given back all the
+    same. Settings of one's own stay (MALLOC_... and GLIBC_TUNABLES of the environment), and other C libraries go on as they
+    are.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    threshold = _KEPT if keep else _BY_DEFAULT
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, threshold))

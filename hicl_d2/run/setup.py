@@ -18,6 +18,7 @@ from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
+from hicl_d2.engine.memory import keep_freed_memory
 from hicl_d2.engine.precision import PRECISIONS
 from hicl_d2.engine.trackers import check_trackers
 from hicl_d2.evaluation import build_evaluator, for_testing
@@ -200,7 +201,9 @@ def resolve(cfg: CfgNode) -> CfgNode:
 
 
 def configure_torch(cfg: CfgNode, *, training: bool) -> None:
-    """Set what the config says about cuDNN and the precision of float32 products."""
+    """Set what the config says about cuDNN and the precision of float32 products; on a CPU keep freed memory."""
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if training:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():

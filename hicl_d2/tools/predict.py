@@ -28,6 +28,7 @@ from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.parallel import end_with_parent
 from hicl_d2.data.preflight import check_inputs
 from hicl_d2.engine.checkpoint import Checkpoints
+from hicl_d2.engine.memory import keep_freed_memory
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.evaluation import for_testing, predicted_classes
 from hicl_d2.evaluation.inference import DECODED
@@ -48,6 +49,8 @@ def main(args: Namespace) -> bool:
     images = find_images(args.input, output)
     cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     classes, colours = class_names(cfg)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     model = for_testing(cfg, model).eval()
     for kind in ("overlays", "labels"):
         _make_folder(output / kind, output)
