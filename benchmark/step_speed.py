@@ -11,7 +11,8 @@ against Detectron2's inference_on_dataset with its SemSegEvaluator, without boun
 TEST.WINDOW has no peer, TEST.AUG the original Mask2Former's.
 
 All rows take turns within a round, and a row's second step counts; times are CPU time with one thread, medians over rounds,
-and ratios are medians of those within rounds (see contrast_speed.py). Then, of some more steps, where the time goes.
+and ratios are medians of those within rounds (see contrast_speed.py). On a CPU all rows keep the memory that a step frees, as
+train_net.py does: they share a process. Then, of some more steps, where the time goes.
 """
 
 import os
@@ -28,7 +29,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from speed.cases import Step
 from speed.meter import measure, median_ratio, processor
 from speed.parts import PARTS, Parts, watched
 from speed.rows import write_csv
@@ -133,6 +133,8 @@ def main() -> int:
     args = parse_with_overrides(parser)
     torch.set_num_threads(args.threads)
     console.silence()
+    if args.device == "cpu":
+        keep_freed_memory()
     forced = ["MODEL.DEVICE", args.device, "MODEL.HICL.WARMUP_ITERS", "0", "MODEL.WEIGHTS", ""]
     configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
     for cfg in configs.values():
@@ -158,9 +160,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             table = Table(file, cfg, make_steps(cfg, args.precision, Path(folder)))
-            table.times = measure(
-                _with_their_memory(dict(table.steps), args.device), args.rounds, torch.device(args.device)
-            )
+            table.times = measure(dict(table.steps), args.rounds, torch.device(args.device))
             table.parts = {row: profile(step, args.rounds) for row, step in table.steps.items()}
         rows += table.rows()
         show(table)
@@ -200,19 +200,6 @@ def peer_model(cfg: CfgNode) -> nn.Module:
     model = Trainer.build_model(cfg)
     own = original_model(cfg, model)
     return model if own is None else own
-
-
-def _with_their_memory(steps: dict[str, Step], device: str) -> dict[str, Step]:
-    """Return the steps with freed memory as in their own programs: train_net.py keeps it on a CPU, Detectron2 does not."""
-
-    def run(step: Step, keep: bool) -> None:
-        keep_freed_memory(keep)
-        step()
-
-    return {
-        row: partial(run, step, device == "cpu" and not row.startswith("Detectron2"))
-        for row, step in steps.items()
-    }
 
 
 def _without_branch(cfg: CfgNode) -> CfgNode:
@@ -266,11 +253,7 @@ def compare_evaluations(name: str, cfg: CfgNode, images: int, rounds: int) -> li
                 plain, peer_model(plain), Path(folder, "theirs"), images
             )
         times = measure(
-            _with_their_memory(
-                {row: partial(_keep, found, row, call) for row, call in calls.items()}, cfg.MODEL.DEVICE
-            ),
-            rounds,
-            device,
+            {row: partial(_keep, found, row, call) for row, call in calls.items()}, rounds, device
         )
     first, *others = found.values()
     assert all(abs(other - first) < SAME_SCORE for other in others), found
