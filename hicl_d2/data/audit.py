@@ -326,9 +326,10 @@ def judge_purity(audit: Audit, purity: float) -> None:
     lost = [name for c, name in enumerate(audit.classes) if pixels[c] and not audit.kept[0, at, c]]
     if lost:
         side = audit.question.windows[0]
+        other = " or set MODEL.HICL.CELL_CLASS to middle" if side == 1 else ""
         audit.warnings.append(
             f"{counted(len(lost), 'class has', 'classes have')} no window of {side} x {side} cells with a purity of "
-            f"{PURITIES[at]:g}, and so no part in the contrast: {listing(lost, 6)}; lower MODEL.HICL.PURITY"
+            f"{PURITIES[at]:g}, and so no part in the contrast: {listing(lost, 6)}; lower MODEL.HICL.PURITY{other}"
         )
 
 

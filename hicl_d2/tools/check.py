@@ -59,7 +59,10 @@ def main(args: Namespace) -> bool:
     # What a part of the training data lacks, another may have.
     training = set(cfg.DATASETS.TRAIN)
     judge_absent(audits, training if training <= {*names} else ())
-    if cfg.MODEL.META_ARCHITECTURE == "HiCL" and hicl.ENABLED and hicl.CONTRAST == "hicl":
+    is_hicl = cfg.MODEL.META_ARCHITECTURE == "HiCL" and hicl.ENABLED and hicl.CONTRAST == "hicl"
+    if is_hicl and not (
+        hicl.CELL_CLASS == "middle" and hicl.WINDOWS[0] == 1
+    ):  # then no cell needs to be pure
         for audit in audits:
             if audit.name in training:
                 judge_purity(audit, hicl.PURITY[0])

@@ -206,9 +206,13 @@ def test_check_names_classes_that_no_window_is_pure_enough_for(
     name = MetadataCatalog.get("tiny_train").stuff_classes[1]
     line = f"1 class has no window of 1 x 1 cells with a purity of 0.9, and so no part in the contrast: {name}; lower"
     assert shown.count(line) == 1
-    off = [*size, "MODEL.HICL.ENABLED", "False"]
-    check.main(arguments({**run, "opts": off}, tmp_path / "audit", **more))
-    assert "no part in the contrast" not in capsys.readouterr().out
+    assert "lower MODEL.HICL.PURITY or set MODEL.HICL.CELL_CLASS to middle" in shown
+    for off in (["MODEL.HICL.ENABLED", "False"], ["MODEL.HICL.CELL_CLASS", "middle"]):
+        check.main(arguments({**run, "opts": [*size, *off]}, tmp_path / "audit", **more))
+        assert "no part in the contrast" not in capsys.readouterr().out
+    middle_of_larger = [*size, "MODEL.HICL.CELL_CLASS", "middle", "MODEL.HICL.WINDOWS", "[2, 4]"]
+    check.main(arguments({**run, "opts": middle_of_larger}, tmp_path / "audit", **more))
+    assert "no window of 2 x 2 cells" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", ["", "LABEL_VALUES: {0: dark, 255: bright}"])
