@@ -5,7 +5,7 @@ itself, and a busy machine slows all rows alike. Times are medians over rounds, 
 a round. With one CPU thread time is CPU time; with more it is wall time; on a GPU it is between two CUDA events. Peak
 memory is what a step allocates above what was there before (the batch and the parameters), with the gradient at the
 feature map: `torch.profiler`'s allocation records on a CPU, the allocator's peak on a GPU. On a CPU freed memory is
-kept for the next step (`keep_freed_memory`), for all rows alike.
+kept for the next step (`restart_keeping_memory`), for all rows alike.
 
 The floor is the matrix products alone that Hi-CL's loss cannot do without, of the same run and the same
 sizes: the two layers of the embedding forward and both their gradients, for every anchor and component, and
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
 from speed.follow import operators
-from speed.meter import gigaflops, keep_freed_memory, measure, median_ratio, peak_bytes, processor
+from speed.meter import gigaflops, measure, median_ratio, peak_bytes, processor, restart_keeping_memory
 from speed.targets import verdict
 
 from hicl_d2.command.files import atomic_open
@@ -287,5 +287,5 @@ def _show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    restart_keeping_memory()
     sys.exit(main())

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speed.cases import Step
 
-__all__ = ["gigaflops", "keep_freed_memory", "measure", "median_ratio", "peak_bytes", "processor"]
+__all__ = ["gigaflops", "restart_keeping_memory", "measure", "median_ratio", "peak_bytes", "processor"]
 
 # How glibc is told to keep what is freed instead of giving it back to the system.
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -31,7 +31,7 @@ def processor(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def keep_freed_memory() -> None:
+def restart_keeping_memory() -> None:
     """Start this program anew, once, with an allocator that keeps freed memory, as that of a GPU does.
 
     By default glibc gives every large block back at once, and the system hands out zeroed pages one by one when it is

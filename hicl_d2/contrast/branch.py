@@ -21,13 +21,7 @@ from hicl_d2.contrast.pairing import Pairing, pair
 from hicl_d2.contrast.processes import is_distributed
 from hicl_d2.contrast.pruning import Pruned, prune, touches_boundary
 
-__all__ = ["CELL_CLASSES", "POOLINGS", "Drawn", "HiCLBranch"]
-
-# What a component is the mean over: all cells of a window, or its cells of one class.
-POOLINGS = ("window", "class")
-
-# Which class a single cell has: that of most of its pixels, or that of the pixel in its middle.
-CELL_CLASSES = ("majority", "middle")
+__all__ = ["Drawn", "HiCLBranch"]
 
 
 class Drawn(NamedTuple):
@@ -165,12 +159,7 @@ class HiCLBranch(Contrast):
             windows, purity, coverage, confidence_low, confidence_high, level_weights, overlap=overlap
         )
         _check_choices(
-            {
-                "level_loss": level_loss,
-                "implementation": implementation,
-                "pooling": pooling,
-                "cell_class": cell_class,
-            }
+            level_loss=level_loss, implementation=implementation, pooling=pooling, cell_class=cell_class
         )
         _check_shares(hard_share, boundary_negatives, positive_focus)
         if anchors < 1 or components < 1 or bank_size < 0:
@@ -371,12 +360,12 @@ class HiCLBranch(Contrast):
         return figures
 
 
-def _check_choices(chosen: dict[str, str]) -> None:
+def _check_choices(**chosen: str) -> None:
     choices = {
         "level_loss": ("joint", "separate"),
         "implementation": tuple(OPERATIONS),
-        "pooling": POOLINGS,
-        "cell_class": CELL_CLASSES,
+        "pooling": ("window", "class"),
+        "cell_class": ("majority", "middle"),
     }
     for name, value in chosen.items():
         if value not in choices[name]:

@@ -20,14 +20,14 @@ def peak_memory_mb(device: str) -> float:
 # block is mapped by itself. The second is the largest that it takes, which it comes to by itself after some large blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**25
-_KEPT, _BY_DEFAULT = 2**31 - 1, 2 * _LARGEST
+_ALL = 2**31 - 1
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Have this process keep the memory that it frees, for its next step; return whether it does as asked.
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that it frees, for its next step; return whether it does.
 
     By default glibc gives it back at the end of a step, and the system hands zeroed pages out one by one when the next step
-    asks for as much: 10,000 to 40,000 page faults in a training step on a CPU. Blocks of 32 MB and more are given back all the
+    asks for as much: 10,000 to 50,000 page faults in a training step on a CPU. Blocks of 32 MB and more are given back all the
     same. Settings of one's own stay (MALLOC_... and GLIBC_TUNABLES of the environment), and other C libraries go on as they
     are.
     """
@@ -37,5 +37,4 @@ def keep_freed_memory(keep: bool = True) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    threshold = _KEPT if keep else _BY_DEFAULT
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, threshold))
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _ALL))

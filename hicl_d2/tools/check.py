@@ -60,9 +60,8 @@ def main(args: Namespace) -> bool:
     training = set(cfg.DATASETS.TRAIN)
     judge_absent(audits, training if training <= {*names} else ())
     is_hicl = cfg.MODEL.META_ARCHITECTURE == "HiCL" and hicl.ENABLED and hicl.CONTRAST == "hicl"
-    if is_hicl and not (
-        hicl.CELL_CLASS == "middle" and hicl.WINDOWS[0] == 1
-    ):  # then no cell needs to be pure
+    takes_all_cells = hicl.CELL_CLASS == "middle" and hicl.WINDOWS[0] == 1
+    if is_hicl and not takes_all_cells:
         for audit in audits:
             if audit.name in training:
                 judge_purity(audit, hicl.PURITY[0])

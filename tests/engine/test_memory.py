@@ -33,10 +33,11 @@ def faults():
         libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-for keep in (False, True, False):
-    print(keep_freed_memory(keep))
-    faults(), faults()
-    print(faults())
+faults(), faults()
+print(faults())
+print(keep_freed_memory())
+faults(), faults()
+print(faults())
 """
 
 
@@ -53,15 +54,14 @@ def run(**environment: str) -> list[str]:
 
 @pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="another C library")
 def test_kept_memory_is_not_asked_for_again() -> None:
-    given_back, many, kept, few, given_back_again, many_again = run()
-    assert (given_back, kept, given_back_again) == ("True",) * 3
+    many, kept, few = run()
+    assert kept == "True"
     assert int(few) < int(many) / 10
-    assert int(many_again) > int(many) / 2
 
 
 def test_settings_of_ones_own_stay() -> None:
-    given_back, many, kept, as_before, *_ = run(MALLOC_TRIM_THRESHOLD_="131072")
-    assert (given_back, kept) == ("False", "False")
+    many, kept, as_before = run(MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False"
     assert int(as_before) > int(many) / 2
 
 

@@ -161,10 +161,8 @@ def test_cells_are_drawn_in_the_class_that_training_gives_them(run: dict[str, An
     labels = mapped["sem_seg"]
     labels[:4, :4] = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 255], [255] * 4, [255] * 4])
     levels = inspect.inspect(cfg, model, mapped)[3]
-    assert levels[0].classes[:2, :2].tolist() == [
-        [1, -1],
-        [-1, -1],
-    ]  # of the pixels at (1, 1), (1, 3), (3, 1), (3, 3)
+    # Of the pixels at (1, 1), (1, 3), (3, 1) and (3, 3).
+    assert levels[0].classes[:2, :2].tolist() == [[1, -1], [-1, -1]]
     assert levels[0].fates[:2, :2].tolist() == [[0, 1], [1, 1]]
     assert (levels[0].fates != 2).all()  # no cell is impure
     assert (levels[1].fates == 2).any()  # windows of 8 pixels are counted pixel by pixel
