@@ -5,8 +5,8 @@
 benchmark/results. If it holds the results.csv of a matrix (benchmark/matrices/NAME.yaml), the table is the matrix's
 comparison, and between ``<!-- classes: NAME -->`` and the same end its comparison by class; if the faults.json of
 tests/robustness, what was broken and what was seen; if the training*.csv and evaluation*.csv of step_speed.py, their
-rows; if a table.md, what a script printed; else it has a row for each ``*.json``, a ``result.json`` as a training run
-leaves it, under the name of its config.
+rows; if the contrasts*.csv of contrast_speed.py, every contrast beside Hi-CL; if a table.md, what a script printed; else it
+has a row for each ``*.json``, a ``result.json`` as a training run leaves it, under the name of its config.
 """
 
 import argparse
@@ -27,6 +27,7 @@ FAULTS_FILE = "faults.json"
 PRINTED_FILE = "table.md"
 # Of step_speed.py: training first.
 SPEED_FILES = ("training*.csv", "evaluation*.csv")
+CONTRAST_FILES = "contrasts*.csv"
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
@@ -48,6 +49,9 @@ def render(folder: Path, kind: str = "table") -> str:
     speeds = [path for pattern in SPEED_FILES for path in sorted(folder.glob(pattern))]
     if speeds:
         return render_speeds(speeds)
+    contrasts = sorted(folder.glob(CONTRAST_FILES))
+    if contrasts:
+        return render_contrasts(contrasts)
     if (folder / PRINTED_FILE).is_file():
         return (folder / PRINTED_FILE).read_text(encoding="utf-8")
     return render_runs(folder)
@@ -89,6 +93,28 @@ def _speed_row(row: dict[str, str]) -> str:
     what = row["trainer"] if "trainer" in row else row["evaluation"]
     ratio = f"{float(row['to_peer']):.2f}" if row["to_peer"] else ""
     return f"| {row['config']} | {batch} | {what} | {float(row['images_per_second']):.2f} | {ratio} |"
+
+
+def render_contrasts(files: Iterable[Path]) -> str:
+    """Return a row for each contrast: its time at each size that contrast_speed.py measured, with its ratio to Hi-CL's."""
+    cases: list[str] = []
+    rows: dict[str, dict[str, dict[str, str]]] = {}
+    for file in files:
+        with open(file, newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["table"] == "methods":
+                    cases += [row["case"]] * (row["case"] not in cases)
+                    rows.setdefault(row["row"], {})[row["case"]] = row
+    header = (
+        f"| contrast | GFLOP | {' | '.join(f'{case}: ms (to hicl)' for case in cases)} | memory of the map |"
+    )
+    lines = [header, f"|---|---:|{'---:|' * (len(cases) + 1)}"]
+    for name, found in rows.items():
+        first = found[cases[0]]
+        times = (f"{float(found[case]['ms']):,.0f} ({float(found[case]['to_hicl']):.2f})" for case in cases)
+        memory = f"{float(first['peak_to_map']):.1f}" if first["peak_to_map"] else ""
+        lines.append(f"| {name} | {float(first['gflop']):.1f} | {' | '.join(times)} | {memory} |")
+    return "\n".join(lines) + "\n"
 
 
 def render_runs(folder: Path) -> str:

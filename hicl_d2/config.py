@@ -183,11 +183,11 @@ def _add_branch_keys(cfg: CfgNode) -> None:
     # Whether windows also start at half a window's distance (stride s/2 instead of s).
     hicl.OVERLAP = False
     # What a component is the mean over: a "window", or its cells of one "class" (at least as many as the window's side), so
-    # that thin objects have components at every level. PURITY and COVERAGE are then asked of single cells.
+    # that thin objects have components at every level. PURITY and COVERAGE are then asked of no window larger than a cell.
     hicl.POOLING = "window"
-    # Class of a single cell: of most of its pixels ("majority"; it must pass PURITY and COVERAGE) or of the pixel in its
-    # "middle", as in pixel contrast, so that cells on a boundary take part. Larger windows are pruned all the same.
-    hicl.CELL_CLASS = "majority"
+    # Class of a single cell: of the pixel in its "middle", as in pixel contrast, so that cells on a boundary take part, or of
+    # most of its pixels ("majority"; it must pass PURITY and COVERAGE). Larger windows are pruned all the same.
+    hicl.CELL_CLASS = "middle"
     # A candidate is kept if at least this share of its valid pixels has one class (0 switches the criterion off) ...
     hicl.PURITY = [0.9]
     # ... at least this share of its pixels is valid (0 switches it off) ...

@@ -86,7 +86,7 @@ class HiCLBranch(Contrast):
         windows: Sequence[int] = (1, 2, 4, 8),
         overlap: bool = False,
         pooling: str = "window",
-        cell_class: str = "majority",
+        cell_class: str = "middle",
         purity: Sequence[float] = (0.9,),
         coverage: Sequence[float] = (0.5,),
         confidence_low: Sequence[float] = (0.0,),
@@ -117,11 +117,11 @@ class HiCLBranch(Contrast):
             windows: sides of the windows in cells, ascending; one level each. (1,) is pixel-to-pixel contrast.
             overlap: windows start half a window apart.
             pooling: "window": a component is the mean over a window, whose class is its most frequent one. "class": a
-                window has a component for each class that has at least as many pure cells in it as the window's side, the
-                mean over these cells; purity and coverage are then asked of single cells, and no confidence.
-            cell_class: "majority": a single cell has the class of most of its pixels, and must be pure and covered.
-                "middle": it has the class of its middle pixel, as in pixel contrast, so that cells on a boundary take part;
-                larger windows are counted pixel by pixel all the same.
+                window has a component for each class that has at least as many cells in it as the window's side, the mean over
+                these cells; purity and coverage are then asked of no window larger than a cell, and no confidence.
+            cell_class: "middle": a single cell has the class of its middle pixel, as in pixel contrast, so that cells on a
+                boundary take part; larger windows are counted pixel by pixel all the same. "majority": it has the class of
+                most of its pixels, and must be pure and covered.
             purity: least share of a candidate's labelled pixels that its class must have; 0 switches the criterion off.
             coverage: least share of its pixels that must be labelled; 0 switches it off.
             confidence_low: least mean predicted probability of its class; 0 switches it off.

@@ -1,7 +1,7 @@
 """Components as means over the cells of one class inside a window.
 
 A thin object fills no window: a window's purity leaves it nothing but single cells. Here every window gives one candidate
-for each class that has pure cells in it, the mean over these cells alone, and keeps it where there are at least as many as
+for each class that has cells in it, the mean over these cells alone, and keeps it where there are at least as many as
 the window's side, which is a line across it. The form is this project's.
 
 A candidate is known by its *first cell*, the first of the flattened (B, h, w) that belongs to it. So there are never more
@@ -53,7 +53,7 @@ def find_candidates(classes: Tensor, num_classes: int, level: Level) -> ClassPru
     """Find the candidates of one level.
 
     Args:
-        classes: (B, h, w) integer, the class of every pure cell; -1 for other cells.
+        classes: (B, h, w) integer, the class of every cell that may take part; -1 for other cells.
         num_classes: K.
         level: its windows; the thresholds are those that made ``classes``.
     """

@@ -79,7 +79,7 @@ class ClassLevelPicture(LevelPicture):
     Attributes:
         cell: side of a cell in pixels of the image.
         windows: rows and columns of windows.
-        candidates: windows and classes with a pure cell.
+        candidates: windows and classes with a cell of the class.
         kept: those of them that are components.
     """
 

@@ -73,6 +73,23 @@ def test_the_rows_of_step_speed_become_one_table(tables: ModuleType, tmp_path: P
     ]
 
 
+def test_the_methods_of_contrast_speed_become_one_row_each(tables: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "contrasts_cpu.csv").write_text(
+        "table,case,row,ms,to_hicl,gflop,peak_to_map\n"
+        'methods,"2 x 8, 3 classes",floor,4.25,0.5,12.26,\n'
+        'methods,"2 x 8, 3 classes",hicl,1208.5,1.0,12.5,1.75\n'
+        'methods,"1 x 9, 3 classes",floor,5,0.25,99,\n'
+        'methods,"1 x 9, 3 classes",hicl,20,1.0,99,99\n'
+        "cells,64 cells,hicl,1,,,\n"
+    )
+    assert tables.render(tmp_path).splitlines() == [
+        "| contrast | GFLOP | 2 x 8, 3 classes: ms (to hicl) | 1 x 9, 3 classes: ms (to hicl) | memory of the map |",
+        "|---|---:|---:|---:|---:|",
+        "| floor | 12.3 | 4 (0.50) | 5 (0.25) |  |",
+        "| hicl | 12.5 | 1,208 (1.00) | 20 (1.00) | 1.8 |",
+    ]
+
+
 def test_the_rows_of_a_fault_report_become_its_table(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,14 @@ def test_pruned_windows_have_their_reason(run: dict[str, Any], tmp_path: Path) -
 
 
 def test_class_pooling_is_drawn_cell_by_cell(run: dict[str, Any], tmp_path: Path) -> None:
-    opts = ["MODEL.HICL.POOLING", "class", "MODEL.HICL.WINDOWS", "[1, 4]"]
+    opts = [
+        "MODEL.HICL.POOLING",
+        "class",
+        "MODEL.HICL.CELL_CLASS",
+        "majority",
+        "MODEL.HICL.WINDOWS",
+        "[1, 4]",
+    ]
     inspect.main(arguments({**run, "opts": opts}, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     cfg, model = predict.load_model(
@@ -198,18 +205,22 @@ def test_check_names_classes_that_no_window_is_pure_enough_for(
         labels[:, 12:] = 2
         Image.fromarray(labels).save(path)
     size = ["INPUT.MIN_SIZE_TRAIN", "(20,)"]
-    assert check.main(arguments({**run, "opts": size}, tmp_path / "audit", **more)) is True
+    majority = [*size, "MODEL.HICL.CELL_CLASS", "majority"]
+    assert check.main(arguments({**run, "opts": majority}, tmp_path / "audit", **more)) is True
     shown = capsys.readouterr().out
     assert "(short side 20, stride 4, " in shown
     name = MetadataCatalog.get("tiny_train").stuff_classes[1]
     line = f"1 class has no window of 1 x 1 cells with a purity of 0.9, and so no part in the contrast: {name}; lower"
     assert shown.count(line) == 1
     assert "lower MODEL.HICL.PURITY or set MODEL.HICL.CELL_CLASS to middle" in shown
-    for off in (["MODEL.HICL.ENABLED", "False"], ["MODEL.HICL.CELL_CLASS", "middle"]):
-        check.main(arguments({**run, "opts": [*size, *off]}, tmp_path / "audit", **more))
+    for off in (
+        [*majority, "MODEL.HICL.ENABLED", "False"],
+        size,
+    ):  # by default, cells of the class of their middle pixel
+        check.main(arguments({**run, "opts": off}, tmp_path / "audit", **more))
         assert "no part in the contrast" not in capsys.readouterr().out
-    middle_of_larger = [*size, "MODEL.HICL.CELL_CLASS", "middle", "MODEL.HICL.WINDOWS", "[2, 4]"]
-    check.main(arguments({**run, "opts": middle_of_larger}, tmp_path / "audit", **more))
+    larger = [*size, "MODEL.HICL.WINDOWS", "[2, 4]"]
+    check.main(arguments({**run, "opts": larger}, tmp_path / "audit", **more))
     assert "no window of 2 x 2 cells" in capsys.readouterr().out
 
 
