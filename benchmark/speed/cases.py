@@ -98,7 +98,8 @@ def make_step(contrast: Contrast, batch: tuple[Tensor, Tensor, Tensor], layout: 
 
     Like most steps of training it makes no diagnostics.
     """
-    features = batch[0].contiguous(memory_format=layout).requires_grad_()
+    # A leaf of its own: rows share a batch, and one row's leaf must not pass another's gradient on through a change of layout.
+    features = batch[0].detach().contiguous(memory_format=layout).requires_grad_()
     contrast.to(features.device)
     for module in contrast.modules():
         if isinstance(module, ComponentBank):  # as it is after some steps of training

@@ -37,6 +37,16 @@ def test_says_so_where_there_is_no_gpu(capsys, monkeypatch):
     assert "--device cpu" in capsys.readouterr().err
 
 
+def test_steps_share_a_batch_and_leave_no_gradient_on_it():
+    batch = make_batch(TINY, CPU)
+    plain = make_step(make_contrast("hicl", TINY), batch, torch.contiguous_format)
+    last = make_step(make_contrast("hicl", TINY), batch, torch.channels_last)
+    plain()
+    last()
+    assert batch[0].grad is None
+    assert not batch[0].requires_grad
+
+
 def test_labels_hold_every_class_in_blobs_and_some_ignored_pixels():
     labels = make_labels(Case(2, 256, 512, 19))
     for image in labels:
