@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from multiprocessing import active_children, resource_tracker
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -130,10 +131,10 @@ def _run_under_torchrun(
         _join_torchrun(device)
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        _leave_process_groups()
+        leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
         if explain(error) is not None or stop_signal(error) is not None:
-            _leave_process_groups()  # no collective operation is under way
+            leave_process_groups()  # no collective operation is under way
         else:
             # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
             time.sleep(GRACE)
@@ -166,24 +167,25 @@ def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any,
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        _leave_process_groups()
+        leave_process_groups()
     except (Exception, KeyboardInterrupt) as error:
         _record(place, error)
         _end(place)
     _sign(place)
 
 
-def _leave_process_groups() -> None:
-    """Leave all process groups, also those that ``comm`` of either runtime remembers; do nothing without any.
+def leave_process_groups(*remembering: ModuleType) -> None:
+    """Leave all process groups, also those that ``comm`` of the runtime, or the modules given instead, remember.
 
-    A group that something in Python still refers to keeps its worker threads, and one of them may abort the process
-    when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
+    Without any group it does nothing. A group that something in Python still refers to keeps its worker threads, and one of
+    them may abort the process when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
     """
-    for name, value in list(vars(comm).items()):
-        if isinstance(value, dist.ProcessGroup):
-            setattr(comm, name, None)
-        elif hasattr(value, "cache_clear"):
-            value.cache_clear()
+    for module in remembering or (comm,):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, dist.ProcessGroup):
+                setattr(module, name, None)
+            elif hasattr(value, "cache_clear"):
+                value.cache_clear()
     gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -4,17 +4,17 @@ import copy
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.contrast.attach_models import attached, by_hand, make_batch, make_model
+from tests.support.process_group import in_process_group
 
 
+@in_process_group
 def run(rank: int, folder: str) -> None:
     """Take three steps, one of them without labels here, and save what the process ends with."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model, branch = attached(bank_size=4, gather=True)
     reference, contrast = copy.deepcopy(model), copy.deepcopy(branch)
     reference.hicl.detach()
@@ -42,14 +42,12 @@ def run(rank: int, folder: str) -> None:
         {"losses": losses, "expected": expected, "state": state, "steps": branch.steps},
         Path(folder) / f"{rank}.pt",
     )
-    del wrapped
-    dist.destroy_process_group()
 
 
+@in_process_group
 def run_balanced(rank: int, folder: str) -> None:
     """Measure gradients in one step and save their norms, by passes of their own, and the factor of the next step."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model, branch = attached(weight=1.0, weight_of="gradient")
     twin, contrast = make_model(), copy.deepcopy(branch)
     images, labels = make_batch(seed=rank)
@@ -63,4 +61,3 @@ def run_balanced(rank: int, folder: str) -> None:
     ]
     factor = branch.attachment.balance.factor(1).item()
     torch.save({"norms": norms, "factor": factor}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()

@@ -17,7 +17,7 @@ Found = dict[str, list[dict[str, Any]]]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """Run both processes once, all cases in them."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(run, args=(2, str(folder)), nprocs=2)
+    multiprocessing.spawn(run, args=(str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
 from hicl_d2.contrast import build_contrast
 from hicl_d2.contrast.bank import ComponentBank
 from hicl_d2.contrast.peers.memory import make_memory, recall, remember
+from tests.support.process_group import in_process_group
 
 CLASSES, DIM, SIZE = 3, 2, 4
 
@@ -72,8 +72,8 @@ def test_size_of_its_own_is_bounded_over_all_classes() -> None:
         make_memory(CLASSES, 1, DIM, -1)
 
 
+@in_process_group
 def _write_as_one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     memory = make_memory(CLASSES, 1, DIM, SIZE)
     for rows, classes in batches(10 + rank):
         remember(memory, [(rows, classes)])
@@ -83,7 +83,6 @@ def _write_as_one_of_two(rank: int, folder: str) -> None:
     features = torch.randn(1, 4, 4, 4, generator=generator)
     contrast(features, torch.randint(CLASSES, (1, 4, 4), generator=generator), seed=rank)
     torch.save({"memory": memory.state_dict(), "contrast": contrast.state_dict()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_hold_the_same_in_the_order_of_their_ranks(tmp_path: Path) -> None:

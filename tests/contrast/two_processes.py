@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hicl_d2.contrast import HiCLBranch
 from tests.contrast.batches import make_batch, make_branch
+from tests.support.process_group import in_process_group
 
 CASES: dict[str, dict[str, Any]] = {
     "joint": {"gather": True},
@@ -59,10 +59,9 @@ def results(
     return found
 
 
-def run(rank: int, world: int, folder: str) -> None:
+@in_process_group
+def run(rank: int, folder: str) -> None:
     """Be process ``rank``: take its half of every batch, and save what came out."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     found = {}
     for case, settings in CASES.items():
         branch = make_branch(**settings)
@@ -70,4 +69,3 @@ def run(rank: int, world: int, folder: str) -> None:
         steps = [tuple(part.detach()[half] for part in batch) for batch in batches(case)]
         found[case] = results(DistributedDataParallel(branch), branch, steps)  # type: ignore[arg-type]
     torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()

@@ -18,6 +18,7 @@ from hicl_d2.d2.utils import comm
 from hicl_d2.data import build_test_loader, build_train_loader
 from hicl_d2.data.datasets.registry import load_records
 from hicl_d2.data.loader import TrainLoader, TrainStream, _plain_errors, sample_randomness
+from tests.support.process_group import in_process_group
 
 RECORDS = [{"number": number} for number in range(7)]
 
@@ -190,22 +191,18 @@ def test_negative_seed_is_drawn_and_known(cfg: CfgNode, monkeypatch: pytest.Monk
     assert _pixels(build_train_loader(cfg), 2) == expected
 
 
-def _share_of_process(rank: int, port: int, cfg: CfgNode, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+@in_process_group
+def _share_of_process(rank: int, folder: str, cfg: CfgNode) -> None:
     train = [[sample["image_id"] for sample in batch] for batch in take(build_train_loader(cfg), 3)]
     checksums = [
         [int(sample["image"].sum()) for sample in batch] for batch in take(build_train_loader(cfg), 3)
     ]
     test = [sample["image_id"] for batch in build_test_loader(cfg, "camvid_test") for sample in batch]
     torch.save((train, checksums, test), Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_see_what_one_sees(small_root: Path, cfg: CfgNode) -> None:
-    port = 20000 + random.SystemRandom().randrange(20000)
-    mp.spawn(_share_of_process, args=(port, cfg, str(small_root)), nprocs=2)
+    mp.spawn(_share_of_process, args=(str(small_root), cfg), nprocs=2)
     shares = [torch.load(small_root / f"{rank}.pt") for rank in range(2)]
     alone = take(build_train_loader(cfg), 3)
     for step, batch in enumerate(alone):

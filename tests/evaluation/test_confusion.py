@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.evaluation import ConfusionMatrix
+from tests.support.process_group import in_process_group
 
 
 def loop_counts(prediction, truth, num_classes, ignore_value):
@@ -148,18 +148,17 @@ def test_empty_images_and_reset():
     assert matrix.counts.sum() == 0
 
 
-def _reduce_in_process(rank, store, folder):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+@in_process_group
+def _reduce_in_process(rank, folder):
     matrix = ConfusionMatrix(3)
     if rank == 0:  # the other process has seen no image at all
         matrix.update(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 1]]))
     first, second = matrix.reduce(), matrix.reduce()
     torch.save([matrix.counts, first.counts, second.counts], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_reduce_adds_the_processes_once_and_keeps_their_own_counts(tmp_path):
-    mp.spawn(_reduce_in_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    mp.spawn(_reduce_in_process, (str(tmp_path),), nprocs=2)
     expected = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0]])
     for rank in range(2):
         own, first, second = torch.load(tmp_path / f"{rank}.pt")

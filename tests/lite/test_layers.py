@@ -21,6 +21,7 @@ from hicl_d2.lite.layers import (
     FrozenBatchNorm2d,
     get_norm,
 )
+from tests.support.process_group import in_process_group
 
 
 def numbers(*shape, seed=0):
@@ -190,9 +191,9 @@ def _gradients(net, x):
     return [parameter.grad for parameter in net.parameters()]
 
 
+@in_process_group
 def _train_in_two_processes(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     x = (3 * numbers(6, 4, 5, 5) + 2).double()
     mine = (x[:4], x[4:])[rank].clone().requires_grad_()
     norm = get_norm("SyncBN", 4).double()
@@ -211,7 +212,6 @@ def _train_in_two_processes(rank, folder):
     # A process group of this kind makes torch's own refuse tensors on the CPU.
     with pytest.raises(ValueError, match="GPU"):
         nn.SyncBatchNorm(4).double()(mine)
-    dist.destroy_process_group()
 
 
 def test_sync_norm_over_processes_on_the_cpu_equals_one_process_with_all_images():

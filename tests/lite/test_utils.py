@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from hicl_d2.lite.utils import collect_env, comm, env, events, file_io, registry
 from hicl_d2.lite.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
+from tests.support.process_group import in_process_group
 
 # --------------------------------------------------------------------------------------------------
 # Communication
 
 
+@in_process_group
 def _process(rank: int, folder: str) -> None:
     """Run every collective call in one of two processes and write down what it gave."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     np.random.seed(rank)
     drawn = [comm.shared_random_seed() for _ in range(2)]
     with pytest.raises(AssertionError, match="create_local_process_group"):
@@ -38,7 +38,6 @@ def _process(rank: int, folder: str) -> None:
         "to 1": comm.gather(rank, dst=1),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
 
 
 def test_two_processes_exchange_objects(tmp_path: Path) -> None:

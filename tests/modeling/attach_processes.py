@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.modeling.attach_cases import CASES, case_batch, case_model
+from tests.support.process_group import in_process_group
 
 
+@in_process_group
 def run(rank: int, folder: str) -> None:
     """Take two steps per case without find_unused_parameters, and save what each process ends with."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
     for name in CASES:
         model = DistributedDataParallel(case_model(name, seed=rank), broadcast_buffers=False)
@@ -27,4 +27,3 @@ def run(rank: int, folder: str) -> None:
             optimizer.step()
         found[name] = {key: value.detach().sum() for key, value in model.module.named_parameters()}
     torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()

@@ -61,10 +61,26 @@ def under_torchrun(rank: int, meeting: str) -> None:
     processes.start(pass_objects, Namespace(num_gpus=1, num_machines=1), "cpu", ())
 
 
+def as_in_tests(rank: int, meeting: str) -> None:
+    """Be one process of a test that has its own process group."""
+    from tests.support.process_group import in_process_group
+
+    Path(meeting).mkdir(exist_ok=True)
+    in_process_group(_all_gather)(rank, meeting)
+
+
+def _all_gather(rank: int, folder: str) -> None:
+    from hicl_d2.lite.utils import comm
+
+    starve()
+    comm.all_gather(rank)
+
+
 WAYS: dict[str, Callable[[int, str], None]] = {
     "launch": as_launched,
     "detectron2": as_launched_by_detectron2,
     "torchrun": under_torchrun,
+    "tests": as_in_tests,
 }
 
 
