@@ -97,24 +97,18 @@ def _speed_row(row: dict[str, str]) -> str:
 
 def render_contrasts(files: Iterable[Path]) -> str:
     """Return a row for each contrast: its time at each size that contrast_speed.py measured, with its ratio to Hi-CL's."""
-    cases: list[str] = []
-    rows: dict[str, dict[str, dict[str, str]]] = {}
-    for file in files:
-        with open(file, newline="") as stream:
-            for row in csv.DictReader(stream):
-                if row["table"] == "methods":
-                    cases += [row["case"]] * (row["case"] not in cases)
-                    rows.setdefault(row["row"], {})[row["case"]] = row
-    header = (
-        f"| contrast | GFLOP | {' | '.join(f'{case}: ms (to hicl)' for case in cases)} | memory of the map |"
-    )
-    lines = [header, f"|---|---:|{'---:|' * (len(cases) + 1)}"]
-    for name, found in rows.items():
-        first = found[cases[0]]
-        times = (f"{float(found[case]['ms']):,.0f} ({float(found[case]['to_hicl']):.2f})" for case in cases)
-        memory = f"{float(first['peak_to_map']):.1f}" if first["peak_to_map"] else ""
-        lines.append(f"| {name} | {float(first['gflop']):.1f} | {' | '.join(times)} | {memory} |")
-    return "\n".join(lines) + "\n"
+    import pandas as pd
+
+    rows = pd.concat(map(pd.read_csv, files)).query("table == 'methods'")
+    times = [f"{ms:,.0f} ({ratio:.2f})" for ms, ratio in zip(rows["ms"], rows["to_hicl"], strict=True)]
+    rows = rows.assign(case=rows["case"] + ": ms (to hicl)", time=times)
+    table = rows.pivot(index="row", columns="case", values="time")[rows["case"].unique()]
+    first = rows.drop_duplicates("row").set_index("row")
+    table.insert(0, "GFLOP", first["gflop"].map("{:.1f}".format))
+    table["memory of the map"] = first["peak_to_map"].map("{:.1f}".format, na_action="ignore").fillna("")
+    align = ("left", *["right"] * len(table.columns))
+    text = table.loc[first.index].rename_axis("contrast").to_markdown(disable_numparse=True, colalign=align)
+    return f"{text}\n"
 
 
 def render_runs(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Starting the processes of a run, and hearing from them: one message, whichever process failed."""
 
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from multiprocessing import active_children, resource_tracker
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -29,6 +27,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import write_json
 from hicl_d2.d2.engine import launch
 from hicl_d2.d2.utils import comm
+from hicl_d2.process_groups import leave_process_groups
 from hicl_d2.run.meeting import check_dist_url, explain_meeting
 
 ENDED = ".ended"
@@ -131,10 +130,10 @@ def _run_under_torchrun(
         _join_torchrun(device)
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        leave_process_groups()
+        leave_process_groups(comm)
     except (Exception, KeyboardInterrupt) as error:
         if explain(error) is not None or stop_signal(error) is not None:
-            leave_process_groups()  # no collective operation is under way
+            leave_process_groups(comm)  # no collective operation is under way
         else:
             # Most likely another process failed. Then torchrun stops this one too, and has that one's message.
             time.sleep(GRACE)
@@ -167,28 +166,11 @@ def _run_recorded(records: str, main: Callable[..., None], arguments: tuple[Any,
     try:
         with interrupts.handled(patient=True, follows=not comm.is_main_process()):
             main(*arguments)
-        leave_process_groups()
+        leave_process_groups(comm)
     except (Exception, KeyboardInterrupt) as error:
         _record(place, error)
         _end(place)
     _sign(place)
-
-
-def leave_process_groups(*remembering: ModuleType) -> None:
-    """Leave all process groups, also those that ``comm`` of the runtime, or the modules given instead, remember.
-
-    Without any group it does nothing. A group that something in Python still refers to keeps its worker threads, and one of
-    them may abort the process when the interpreter shuts down. Detectron2's ``launch`` leaves no group at all.
-    """
-    for module in remembering or (comm,):
-        for name, value in list(vars(module).items()):
-            if isinstance(value, dist.ProcessGroup):
-                setattr(module, name, None)
-            elif hasattr(value, "cache_clear"):
-                value.cache_clear()
-    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _sign(place: Path) -> None:

@@ -82,11 +82,14 @@ def test_the_methods_of_contrast_speed_become_one_row_each(tables: ModuleType, t
         'methods,"1 x 9, 3 classes",hicl,20,1.0,99,99\n'
         "cells,64 cells,hicl,1,,,\n"
     )
-    assert tables.render(tmp_path).splitlines() == [
-        "| contrast | GFLOP | 2 x 8, 3 classes: ms (to hicl) | 1 x 9, 3 classes: ms (to hicl) | memory of the map |",
-        "|---|---:|---:|---:|---:|",
-        "| floor | 12.3 | 4 (0.50) | 5 (0.25) |  |",
-        "| hicl | 12.5 | 1,208 (1.00) | 20 (1.00) | 1.8 |",
+    head, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in tables.render(tmp_path).splitlines()
+    )
+    cases = ["2 x 8, 3 classes: ms (to hicl)", "1 x 9, 3 classes: ms (to hicl)"]
+    assert head == ["contrast", "GFLOP", *cases, "memory of the map"]
+    assert rows == [
+        ["floor", "12.3", "4 (0.50)", "5 (0.25)", ""],
+        ["hicl", "12.5", "1,208 (1.00)", "20 (1.00)", "1.8"],
     ]
 
 

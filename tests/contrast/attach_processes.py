@@ -14,7 +14,6 @@ from tests.support.process_group import in_process_group
 @in_process_group
 def run(rank: int, folder: str) -> None:
     """Take three steps, one of them without labels here, and save what the process ends with."""
-    torch.set_num_threads(1)
     model, branch = attached(bank_size=4, gather=True)
     reference, contrast = copy.deepcopy(model), copy.deepcopy(branch)
     reference.hicl.detach()
@@ -47,7 +46,6 @@ def run(rank: int, folder: str) -> None:
 @in_process_group
 def run_balanced(rank: int, folder: str) -> None:
     """Measure gradients in one step and save their norms, by passes of their own, and the factor of the next step."""
-    torch.set_num_threads(1)
     model, branch = attached(weight=1.0, weight_of="gradient")
     twin, contrast = make_model(), copy.deepcopy(branch)
     images, labels = make_batch(seed=rank)

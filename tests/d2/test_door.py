@@ -53,6 +53,7 @@ def test_the_built_in_runtime_needs_nothing_else_of_the_project() -> None:
         assert {name for name in own if not name.startswith("hicl_d2.lite")} <= {
             "hicl_d2.command.address",
             "hicl_d2.command.errors",
+            "hicl_d2.process_groups",
             "hicl_d2.weights",
         }, file
 

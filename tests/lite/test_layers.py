@@ -193,7 +193,6 @@ def _gradients(net, x):
 
 @in_process_group
 def _train_in_two_processes(rank, folder):
-    torch.set_num_threads(1)
     x = (3 * numbers(6, 4, 5, 5) + 2).double()
     mine = (x[:4], x[4:])[rank].clone().requires_grad_()
     norm = get_norm("SyncBN", 4).double()

@@ -12,7 +12,6 @@ from tests.support.process_group import in_process_group
 @in_process_group
 def run(rank: int, folder: str) -> None:
     """Take two steps per case without find_unused_parameters, and save what each process ends with."""
-    torch.set_num_threads(1)
     found = {}
     for name in CASES:
         model = DistributedDataParallel(case_model(name, seed=rank), broadcast_buffers=False)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from hicl_d2.d2.utils import comm
 from hicl_d2.lite.utils import comm as lite_comm
-from hicl_d2.run.processes import leave_process_groups
+from hicl_d2.process_groups import leave_process_groups
 
 WORLD = 2
 

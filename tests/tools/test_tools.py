@@ -127,12 +127,9 @@ def test_pruned_windows_have_their_reason(run: dict[str, Any], tmp_path: Path) -
 
 def test_class_pooling_is_drawn_cell_by_cell(run: dict[str, Any], tmp_path: Path) -> None:
     opts = [
-        "MODEL.HICL.POOLING",
-        "class",
-        "MODEL.HICL.CELL_CLASS",
-        "majority",
-        "MODEL.HICL.WINDOWS",
-        "[1, 4]",
+        *("MODEL.HICL.POOLING", "class"),
+        *("MODEL.HICL.CELL_CLASS", "majority"),
+        *("MODEL.HICL.WINDOWS", "[1, 4]"),
     ]
     inspect.main(arguments({**run, "opts": opts}, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
@@ -213,11 +210,9 @@ def test_check_names_classes_that_no_window_is_pure_enough_for(
     line = f"1 class has no window of 1 x 1 cells with a purity of 0.9, and so no part in the contrast: {name}; lower"
     assert shown.count(line) == 1
     assert "lower MODEL.HICL.PURITY or set MODEL.HICL.CELL_CLASS to middle" in shown
-    for off in (
-        [*majority, "MODEL.HICL.ENABLED", "False"],
-        size,
-    ):  # by default, cells of the class of their middle pixel
-        check.main(arguments({**run, "opts": off}, tmp_path / "audit", **more))
+    # By default cells have the class of their middle pixel, and nothing is asked of them.
+    for opts in ([*majority, "MODEL.HICL.ENABLED", "False"], size):
+        check.main(arguments({**run, "opts": opts}, tmp_path / "audit", **more))
         assert "no part in the contrast" not in capsys.readouterr().out
     larger = [*size, "MODEL.HICL.WINDOWS", "[2, 4]"]
     check.main(arguments({**run, "opts": larger}, tmp_path / "audit", **more))

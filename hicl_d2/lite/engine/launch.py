@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.lite.utils import comm
+from hicl_d2.process_groups import leave_process_groups
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
@@ -78,5 +79,4 @@ def _run_rank(
     comm.create_local_process_group(processes_here)
     comm.synchronize()
     main_func(*args)
-    if dist.is_initialized():  # main_func may have left by itself
-        comm.leave_process_groups()
+    leave_process_groups(comm)

@@ -1,7 +1,6 @@
 """Communication between the processes of a run; without a process group there is one, of rank 0."""
 
 import functools
-import gc
 from typing import Any
 
 import numpy as np
@@ -41,21 +40,6 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         group = dist.new_group(list(ranks))  # a collective call: every process makes every group
         if get_rank() in ranks:
             _local_group = group
-
-
-def leave_process_groups() -> None:
-    """Leave all process groups; every process calls this once, when no communication is under way.
-
-    A worker thread of gloo may hold the last reference to a tensor. If a group still lives when the interpreter shuts
-    down, that thread can no longer release the tensor, and aborts the process. Destroying the groups joins their
-    threads, but only once nothing in Python refers to them.
-    """
-    global _local_group
-    _local_group = None
-    create_local_process_group.cache_clear()
-    _cpu_group.cache_clear()
-    gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
-    dist.destroy_process_group()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
