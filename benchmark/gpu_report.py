@@ -1,12 +1,14 @@
 """Measure on a graphics card, within a few minutes, what a CPU cannot say: ``python benchmark/gpu_report.py --output DIR``.
 
 In this order: the tests that a step waits for nothing on a GPU; time and memory of a training step with and without the branch
-(DeepLabV3+ R-50 and Mask2Former R-50, 8 x 512 x 1024, bfloat16); the table of contrasts; and, for the minutes that are left,
-cells of a matrix, several at once. A part that is done leaves DIR/<part>/done and is not repeated; a part that runs out of time
+(DeepLabV3+ R-50 and Mask2Former R-50, 8 x 512 x 1024, bfloat16); whole training steps beside Detectron2's trainer, where
+Detectron2 is on the Python path, on CamVid; the table of contrasts; and, for the minutes that are left, cells of a matrix,
+several at once. A part that is done leaves DIR/<part>/done and is not repeated; a part that runs out of time
 is stopped and may be done by the next call. Each part's output is in DIR/<part>/log.txt. With --tiny every part runs at sizes
 that a CPU does in a minute, to try the script.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from hicl_d2.command.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "benchmark" / "matrices" / "camvid_pretrained_gpu.yaml"
 MODELS = ("deeplab_v3_plus_R_103_90k_bs16_hicl", "mask2former_R_50_90k_bs16_hicl")
+# Beside Detectron2's trainer; and what a CPU can do to try it.
+TRAINED = [f"configs/camvid/{name}_R_50_20k_bs16_hicl.yaml" for name in ("deeplab_v3_plus", "mask2former")]
+TRAINED_TINY = ["configs/parts/deeplab_v3_plus_R_18_hicl.yaml"]
 # Seconds that a part gets after it was asked to stop.
 GRACE = 20
 
@@ -40,7 +45,7 @@ class Part:
 def parts(folder: Path, device: str, matrix: Path, per_gpu: int, *, tiny: bool) -> list[Part]:
     """Return the parts in their order; outputs go to ``folder``/<part>."""
     python = sys.executable
-    tests = ["tests/contrast/test_no_sync.py", "tests/engine/test_step.py"]
+    tests = ["tests/contrast/test_no_sync.py", "tests/engine/test_waits.py"]
     waits = [python, "-m", "pytest", "-q", "-k", "wait or sync", *tests]
     contrasts = [
         "benchmark/contrast_speed.py",
@@ -58,6 +63,7 @@ def parts(folder: Path, device: str, matrix: Path, per_gpu: int, *, tiny: bool) 
             Part(name.partition("_R")[0], [python, *_model(folder, name, device, tiny)], 0.3)
             for name in MODELS
         ),
+        Part("steps", [python, *_steps(folder, device, tiny)], 0.3),
         Part("contrasts", [python, *contrasts], 0.4),
         Part("cells", [python, *verb], 1.0),
     ]
@@ -78,6 +84,21 @@ def _model(folder: Path, name: str, device: str, tiny: bool) -> list[str]:
     ]
     words += ["--device", device, "--output", f"{folder}/{part}/{part}.csv"]
     return ["benchmark/model_speed.py", *words, *overrides]
+
+
+def _steps(folder: Path, device: str, tiny: bool) -> list[str]:
+    configs, rounds = (TRAINED_TINY, 1) if tiny else (TRAINED, 5)
+    words = [
+        "--config-file",
+        *configs,
+        "--precision",
+        "bfloat16",
+        "--rounds",
+        str(rounds),
+        "--device",
+        device,
+    ]
+    return ["benchmark/step_speed.py", *words, "--output", f"{folder}/steps/steps.csv"]
 
 
 def main() -> int:
@@ -115,8 +136,12 @@ def do(part: Part, folder: Path, seconds: float) -> str:
         return "no time left"
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
+    # Detectron2 on the Python path is what is measured beside the project, not what it runs on.
+    environment = {"HICL_RUNTIME": "lite", **os.environ}
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             status = process.wait(max(seconds - GRACE, seconds / 2))
         except subprocess.TimeoutExpired:

@@ -3,8 +3,8 @@
 Every row is a trainer with all of its hooks and writers, on real crops of the recipe: the same batches over and over, then
 with the loader (one process). Detectron2's is its SimpleTrainer with the hooks of its DefaultTrainer, on the original model of
 the config and weights: Detectron2's own, or that of facebookresearch/Mask2Former (with the project's backbone) where its
-checkout is on the Python path; else on the project's. Its trainer has no half precision on a CPU. It is measured where it is
-installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
+checkout is on the Python path; else on the project's. In bfloat16 it is its AMPTrainer on a GPU; on a CPU Detectron2 has none.
+It is measured where it is installed and not in use (HICL_RUNTIME=lite), and passed over by name elsewhere.
 
 With --evaluate N the same is measured of evaluation: `--eval-only` on the first N test images, without building the model,
 against Detectron2's inference_on_dataset with its SemSegEvaluator, without boundary figures; both must find the same mIoU.
@@ -19,7 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -66,6 +66,7 @@ DEFAULT = [
 ]
 PRECISIONS = ("float32", "bfloat16")
 PEER = "Detectron2's trainer"
+PEER_IN_HALF = f"{PEER}, bfloat16"
 LOADING = ", with the loader"
 PEER_EVALUATION = "Detectron2's evaluation"
 # Points of mIoU: a pixel between two classes may round to either.
@@ -107,9 +108,11 @@ class Table:
         ]
 
     def _to_peer(self, row: str) -> float | None:
-        """Return how many times as fast as Detectron2 a row is, with the loader or without it as the row."""
-        peer = PEER + LOADING if row.endswith(LOADING) else PEER
-        return median_ratio(self.times[peer], self.times[row]) if peer in self.times else None
+        """Return how many times as fast as Detectron2 a row is: with the loader as the row, in its precision if it can."""
+        ending = LOADING if row.endswith(LOADING) else ""
+        peers = [PEER_IN_HALF + ending] * ("bfloat16" in row) + [PEER + ending]
+        found = next((peer for peer in peers if peer in self.times), None)
+        return median_ratio(self.times[found], self.times[row]) if found else None
 
 
 def _share(parts: Parts, part: str) -> float:
@@ -170,7 +173,7 @@ def main() -> int:
     return 0
 
 
-def make_steps(cfg: CfgNode, precisions: Iterable[str], folder: Path) -> dict[str, Driven]:
+def make_steps(cfg: CfgNode, precisions: Sequence[str], folder: Path) -> dict[str, Driven]:
     """Return the trainers to compare by the name of their row; they write below ``folder``."""
     variants = {"": _without_branch(cfg), ", with the branch": cfg}
     batches = list(islice(build_train_loader(variants[""]), BATCHES))
@@ -183,12 +186,24 @@ def make_steps(cfg: CfgNode, precisions: Iterable[str], folder: Path) -> dict[st
         asked = _in_precision(variants[""], precision)
         steps[precision + LOADING] = ours(asked, folder / str(len(steps)), None)
     if has_detectron2():
-        for ending in ("", LOADING):
-            plain = variants[""]
-            given = detectron2_loader(plain) if ending else peer_batches(plain, batches) * 10_000
-            model = peer_model(plain)
-            steps[PEER + ending] = theirs(plain, model, folder / str(len(steps)), given)
+        plain = variants[""]
+        for name, dtype in _peers(plain, precisions).items():
+            for ending in ("", LOADING):
+                given = detectron2_loader(plain) if ending else peer_batches(plain, batches) * 10_000
+                where = folder / str(len(steps))
+                steps[name + ending] = theirs(plain, peer_model(plain), where, given, dtype)
     return steps
+
+
+def _peers(cfg: CfgNode, precisions: Sequence[str]) -> dict[str, torch.dtype | None]:
+    """Return the precisions that Detectron2's trainer has among ``precisions`` on the device, by the name of its row."""
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    asked = ["float32"] if on_cpu else precisions
+    known: dict[str, tuple[str, torch.dtype | None]] = {
+        "float32": (PEER, None),
+        "bfloat16": (PEER_IN_HALF, torch.bfloat16),
+    }
+    return dict(known[precision] for precision in asked)
 
 
 def peer_model(cfg: CfgNode) -> nn.Module:

@@ -146,12 +146,21 @@ def peer_batches(cfg: CfgNode, batches: list[Any]) -> list[Any]:
     return [with_instances(batch, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) for batch in batches]
 
 
-def theirs(cfg: CfgNode, model: nn.Module, folder: Path, batches: Any) -> Driven:
-    """Return Detectron2's SimpleTrainer of ``model`` with the hooks and writers of its DefaultTrainer."""
+def theirs(
+    cfg: CfgNode, model: nn.Module, folder: Path, batches: Any, precision: torch.dtype | None = None
+) -> Driven:
+    """Return Detectron2's trainer of ``model`` with the hooks and writers of its DefaultTrainer.
+
+    That is its SimpleTrainer, or in half precision, for which it needs a GPU, its AMPTrainer.
+    """
     engine, events = _detectron2("engine"), _detectron2("utils.events")
     folder.mkdir(parents=True)
     optimizer = _their_optimizer(cfg, model)
-    trainer = engine.SimpleTrainer(model, batches, optimizer)
+    trainer = (
+        engine.SimpleTrainer(model, batches, optimizer)
+        if precision is None
+        else engine.AMPTrainer(model, batches, optimizer, precision=precision)
+    )
     settings = _their_config(cfg)
     settings.SOLVER.MAX_ITER = MANY
     writers = [

@@ -85,6 +85,7 @@ def test_all_of_it_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
     for file in (
         "deeplab_v3_plus/deeplab_v3_plus.csv",
         "mask2former/mask2former.csv",
+        "steps/steps.csv",
         "contrasts/contrasts.csv",
     ):
         assert len((tmp_path / file).read_text().splitlines()) > 2

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hicl_d2.contrast.fused import host
+from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.modeling import build_model
 from hicl_d2.d2.structures import ImageList
@@ -18,6 +20,8 @@ from hicl_d2.engine.optimizer import build_optimizer
 from hicl_d2.engine.step import StepTrainer
 from tests.contrast.contrast_tester import ForbidWaiting
 from tests.modeling.deeplab.models import deeplab_cfg, make_batch
+from tests.modeling.hugging_face.test_segmentor import make_cfg
+from tests.modeling.mask_former.models import mask_former_cfg
 
 
 def _config(architecture: str, clipping: str) -> CfgNode:
@@ -96,3 +100,64 @@ def test_only_a_norm_that_is_not_finite_is_looked_at_again(transfers: list[list[
         trainer.run_step()
     assert transfers == [["loss", step.GRADIENT], [step.GRADIENT]]
     assert math.isfinite(model.weight.sum().item())
+
+
+class ForbidWaitingCopies(TorchFunctionMode):
+    """Fail on a copy to a device that makes the host wait; ``count`` the others."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.to and any(
+            isinstance(each, torch.device | str) for each in (*args, *kwargs.values())
+        ):
+            assert kwargs.get("non_blocking"), "a copy makes the host wait"
+            self.count += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.skipif(USES_DETECTRON2, reason="Detectron2's own model waits for its copies")
+@pytest.mark.parametrize(
+    "config",
+    [_config("HiCL", "none"), mask_former_cfg(), make_cfg("segformer")],
+    ids=["deeplab", "mask_former", "transformers"],
+)
+def test_images_and_labels_are_copied_without_waiting(config: CfgNode) -> None:
+    model, batch = build_model(config).train(), make_batch((64, 64), (64, 64))
+    with EventStorage(), ForbidWaitingCopies() as copies:
+        sum(model(batch).values()).backward()
+    assert copies.count >= 2 * len(batch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ["SemanticSegmentor", "HiCL"])
+def test_a_step_on_a_gpu_waits_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_numbers, counted = step.as_numbers, []
+
+    def waiting(losses: Mapping[str, Tensor]) -> dict[str, float]:
+        counted.append(len(losses))
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return as_numbers(losses)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    cfg = _config(architecture, "full_model")
+    cfg.MODEL.DEVICE = "cuda"
+    model = build_model(cfg)
+    batch = [
+        {name: each.pin_memory() if isinstance(each, Tensor) else each for name, each in entry.items()}
+        for entry in make_batch((64, 64), (64, 64))
+    ]
+    trainer = StepTrainer(model, [batch] * 3, build_optimizer(cfg, model), seed=1, precision=torch.bfloat16)
+    with EventStorage() as storage:
+        trainer.run_step()  # the first step makes what later ones use
+        monkeypatch.setattr(step, "as_numbers", waiting)
+        storage.iter = trainer.iter = 1
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.run_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(counted) == 1

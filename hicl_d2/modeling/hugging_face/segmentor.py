@@ -67,11 +67,14 @@ class TransformersSegmentor(nn.Module):
         """
         divisor = self._divisor()
         images = ImageList.from_tensors(
-            [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs],
+            [
+                (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+                for entry in batched_inputs
+            ],
             divisor,
         )
         if self.training:
-            maps = [entry["sem_seg"].to(self.device).long() for entry in batched_inputs]
+            maps = [entry["sem_seg"].to(self.device, non_blocking=True).long() for entry in batched_inputs]
             labels = ImageList.from_tensors(maps, divisor, self.ignore_value).tensor
             return {"loss_sem_seg": self._run(images.tensor, labels).loss}
         logits = self._run(images.tensor, None).logits

@@ -230,7 +230,7 @@ class SetCriterion(Mask2FormerLoss):
 
     def get_num_masks(self, class_labels: Any, device: torch.device) -> Tensor:
         """Return the mean number of masks per process, at least 1, by which every process divides its losses."""
-        count = torch.tensor(float(sum(map(len, class_labels))), device=device)
+        count = torch.full((), float(sum(map(len, class_labels))), device=device)
         if comm.get_world_size() > 1:
             dist.all_reduce(count)
         return (count / comm.get_world_size()).clamp(min=1)

@@ -79,7 +79,10 @@ class MaskFormer(SemanticSegmentor):
         holds "sem_seg", scores (K, height, width): per class the sum over queries of class probability times mask.
         """
         images = ImageList.from_tensors(
-            [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs],
+            [
+                (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+                for entry in batched_inputs
+            ],
             self.size_divisibility,
         )
         predictions = self.sem_seg_head(self.backbone(images.tensor))
@@ -102,8 +105,8 @@ class MaskFormer(SemanticSegmentor):
         ignore_value: Any = self.sem_seg_head.ignore_value
         # Of the maps as they are given, in the host's memory: there it need not wait to know how many classes there are.
         present = [_values(entry["sem_seg"]) for entry in batched_inputs]
-        labels = [ids[ids != ignore_value].to(self.device) for ids in present]
-        maps = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
+        labels = [ids[ids != ignore_value].to(self.device, non_blocking=True) for ids in present]
+        maps = [entry["sem_seg"].to(self.device, non_blocking=True) for entry in batched_inputs]
         padded = ImageList.from_tensors(maps, self.size_divisibility, ignore_value).tensor
         masks = [(area == ids[:, None, None]).float() for area, ids in zip(padded, labels, strict=True)]
         return labels, masks

@@ -75,13 +75,16 @@ class SemanticSegmentor(nn.Module):
         """
         multiple = self.backbone.size_divisibility
         images = ImageList.from_tensors(
-            [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs],
+            [
+                (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+                for entry in batched_inputs
+            ],
             multiple,
         )
         features = self.backbone(images.tensor)
         targets = None
         if "sem_seg" in batched_inputs[0]:
-            labels = [entry["sem_seg"].to(self.device) for entry in batched_inputs]
+            labels = [entry["sem_seg"].to(self.device, non_blocking=True) for entry in batched_inputs]
             ignore_value: Any = self.sem_seg_head.ignore_value
             targets = ImageList.from_tensors(labels, multiple, ignore_value).tensor
         results, losses = self.sem_seg_head(features, targets)
