@@ -66,7 +66,8 @@ class Trainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        console.silence(not comm.is_main_process())
+        if not comm.is_main_process():
+            console.silence()
         cfg = scale_to_processes(cfg, comm.get_world_size())
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -256,7 +257,8 @@ class Trainer(TrainerBase):
         ``evaluators`` has one per data set; without it :meth:`build_evaluator` makes them. Return the results of the
         one data set, or a dict of results by data set.
         """
-        console.silence(not comm.is_main_process())
+        if not comm.is_main_process():
+            console.silence()
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: dict[str, Any] = OrderedDict()

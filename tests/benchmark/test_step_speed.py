@@ -24,7 +24,9 @@ def table(tmp_path: Path, run_script: Any, capsys: pytest.CaptureFixture[str]) -
     run_script(step_speed, [*words, "--output", str(output)])
     with open(output) as file:
         rows = {row["trainer"]: row for row in csv.DictReader(file)}
-    return capsys.readouterr().out, rows
+    shown = capsys.readouterr()
+    assert "iteration" not in shown.err
+    return shown.out, rows
 
 
 @pytest.mark.usefixtures("data_root")
