@@ -8,7 +8,7 @@ hash.
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -202,12 +202,9 @@ def _check_same_run(folder: Path, before: Mapping[str, Any], config: dict[str, A
         changed = [key for key in changed if not key.startswith(RESUMABLE_KEYS)]
     if not changed:
         return
-    shown = ", ".join(_difference(key, before, config) for key in changed[:SHOWN_DIFFERENCES])
-    rest = len(changed) - SHOWN_DIFFERENCES
-    more = f" and {counted(rest, 'more key differs', 'more keys differ')}" if rest > 0 else ""
     raise InputError(
-        f"{folder} holds a different run: {shown}{more}; choose another OUTPUT_DIR (--resume goes on with "
-        "the same config alone)"
+        f"{folder} holds a different run: {differences(changed, before, config)}; choose another OUTPUT_DIR (--resume goes on "
+        "with the same config alone)"
     )
 
 
@@ -304,5 +301,25 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [key for key in sorted({*before, *now}) if before.get(key, missing) != now.get(key, missing)]
 
 
-def _difference(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"{key} is {before.get(key, 'not set')!r} there and {now.get(key, 'not set')!r} here"
+def differences(
+    keys: Sequence[str],
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: tuple[str, str] = ("there", "here"),
+) -> str:
+    """Return in words how the values of the first few ``keys`` differ, and how many more keys there are."""
+    shown = ", ".join(_difference(key, before, now, where) for key in keys[:SHOWN_DIFFERENCES])
+    rest = len(keys) - SHOWN_DIFFERENCES
+    return shown + (f" and {counted(rest, 'more key differs', 'more keys differ')}" if rest > 0 else "")
+
+
+def _difference(
+    key: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: tuple[str, str] = ("there", "here"),
+) -> str:
+    values = (
+        f"{config.get(key, 'not set')!r} {place}" for config, place in zip((before, now), where, strict=True)
+    )
+    return f"{key} is {' and '.join(values)}"

@@ -27,7 +27,7 @@ from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.memory_format import check_memory_format
 from hicl_d2.modeling.settings import needs_instances
-from hicl_d2.run.manifest import State, check_output, read_manifest
+from hicl_d2.run.manifest import State, changed_keys, check_output, differences, identity, read_manifest
 from hicl_d2.run.processes import count
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,21 @@ def device_in_words(cfg: CfgNode, device: str) -> str:
         return f"running on {device}: {torch.cuda.get_device_name(device)}"
     is_asked = torch.device(cfg.MODEL.DEVICE).type == "cpu"
     return f"running on the CPU: {'MODEL.DEVICE is cpu' if is_asked else 'no CUDA device'}"
+
+
+def check_same_config(cfg: CfgNode) -> None:
+    """Raise InputError, in every process, if the processes of this run were started with different configs.
+
+    That is a mistake on one of several machines, or another run that meets at the same address.
+    """
+    configs = comm.all_gather(identity(cfg))
+    for rank, other in enumerate(configs):
+        if keys := changed_keys(configs[0], other):
+            where = ("in process 0", f"in process {rank}")
+            raise InputError(
+                f"the processes of this run have different configs: {differences(keys, configs[0], other, where)}; give all "
+                "machines the same command, and each run a port of its own (--dist-url)"
+            )
 
 
 def resolve(cfg: CfgNode) -> CfgNode:

@@ -35,7 +35,13 @@ from hicl_d2.run.manifest import (
     standing,
     write_manifest,
 )
-from hicl_d2.run.setup import configure_torch, device_in_words, resolve, resolve_device
+from hicl_d2.run.setup import (
+    check_same_config,
+    configure_torch,
+    device_in_words,
+    resolve,
+    resolve_device,
+)
 from hicl_d2.tools.start import checked_config
 from hicl_d2.visualization import draw_pictures
 
@@ -57,6 +63,7 @@ def main(args: Namespace) -> None:
 def _run(cfg: CfgNode, args: Namespace) -> None:
     """Do the work of one process."""
     with run_log() as log:
+        check_same_config(cfg)
         resolved = resolve(cfg)
         configure_torch(resolved, training=not args.eval_only)
         if args.eval_only:

@@ -15,8 +15,11 @@ import contextlib
 import io
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
@@ -53,6 +56,8 @@ if more:
     open(os.environ["PAGE_SHRUNK"], "w").close()
 os.execv({python!r}, [{python!r}, *front, *words, *more])
 """
+# Where the processes of a page's run meet: on another port, as the page may run twice at a time on a machine.
+MEETING = re.compile(r"(?<=tcp://127\.0\.0\.1:)\d+")
 # The commands that a page gives, and what stands in front of their words.
 PROGRAMS: dict[str, list[str]] = {"python": [], "hicl": ["-m", "hicl_d2"]}
 
@@ -92,20 +97,27 @@ class Page:
         }
 
     def run_shell(self, source: str, status: int) -> None:
-        """Run a block of commands, which is to end in ``status``."""
+        """Run a block of commands, which is to end in ``status``; what it leaves running is killed then."""
         self.marker.unlink(missing_ok=True)
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", source],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        self.printed = done.stdout
-        if done.returncode != status:
-            raise AssertionError(f"exit status {done.returncode}, not {status}:\n{source}\n{done.stdout}")
+        command = ["bash", "-e", "-o", "pipefail", "-c", MEETING.sub(str(_free_port()), source)]
+        with tempfile.TemporaryFile("w+") as printed:
+            shell = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                found = shell.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)
+            printed.seek(0)
+            self.printed = printed.read()
+        if found != status:
+            raise AssertionError(f"exit status {found}, not {status}:\n{source}\n{self.printed}")
 
     def run_python(self, example: Example) -> None:
         """Run a block in the page's process, with line numbers of the page."""
@@ -180,6 +192,11 @@ def write(page: Page) -> None:
     for region, printed in reversed(page.outputs):
         text = f'{text[: region.start]}```text title="{OUTPUT}"\n{_tidy(printed)}\n```{text[region.end :]}'
     page.path.write_text(text)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _tidy(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ Start = Callable[..., list[Child]]
 @pytest.fixture
 def start(tools: Forks, config: Path, data_root: Path) -> Start:
     """Start ``world`` processes of one run with the environment that torchrun gives them; the one that ``halts`` goes no
-    further than 30 steps."""
+    further than 30 steps, and some have overrides of their ``own``."""
     stores: list[dist.Store] = []  # open until the test ends
 
     def start(
@@ -62,6 +62,7 @@ def start(tools: Forks, config: Path, data_root: Path) -> Start:
         restarts: int = 0,
         root: Path = data_root,
         halts: int | None = None,
+        own: Mapping[int, Sequence[str]] | None = None,
         **overrides: str,
     ) -> list[Child]:
         words = [word for pair in {**SETTINGS, **overrides}.items() for word in pair]
@@ -87,6 +88,7 @@ def start(tools: Forks, config: Path, data_root: Path) -> Start:
             children.append(
                 tools.start(
                     *("--config-file", str(config), *flags, "OUTPUT_DIR", str(folder), *words),
+                    *(own or {}).get(rank, ()),
                     **environment,
                     DETECTRON2_DATASETS=str(root),
                 )
@@ -274,3 +276,17 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(
     ended = [child.wait() for child in start(2, tmp_path / "strict", root=own_data_root, **CASES[case])]
     assert [end.code for end in ended] == [2, 2]
     assert all("loss_sem_seg is nan" in end.err and str(image) in end.err for end in ended)
+
+
+def test_processes_of_different_configs_are_no_run(start: Start, tmp_path: Path) -> None:
+    """A mistake on one of several machines, or another run's process that met this one at the same port."""
+    ended = [child.wait() for child in start(2, tmp_path / "run", own={1: ("SOLVER.BASE_LR", "0.5")})]
+    assert [end.code for end in ended] == [2, 2]
+    for end in ended:
+        (line,) = end.err.splitlines()
+        assert "different configs: SOLVER.BASE_LR is 0.05 in process 0 and 0.5 in process 1; give all" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_may_differ_in_how_many_workers_load(start: Start, tmp_path: Path) -> None:
+    _ends(start(2, tmp_path / "run", own={1: ("DATALOADER.NUM_WORKERS", "1")}))
