@@ -4,6 +4,7 @@ import logging
 import resource
 import secrets
 from argparse import Namespace
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -190,6 +191,20 @@ def check_same_config(cfg: CfgNode) -> None:
             raise InputError(
                 f"the processes of this run have different configs: {differences(keys, configs[0], other, where)}; give all "
                 "machines the same command, and each run a port of its own (--dist-url)"
+            )
+
+
+def check_same_data(data: Mapping[str, str]) -> None:
+    """Raise InputError, in every process, if the fingerprints of the data sets by name are not the same in all of them.
+
+    That is a machine with a copy that is not whole: its processes would take other images than the stream has.
+    """
+    found = comm.all_gather(dict(data))
+    for rank, other in enumerate(found):
+        if names := changed_keys(found[0], other):
+            raise InputError(
+                f"the files of {names[0]} (names or sizes) are others in process {rank} than in process 0; give all machines "
+                "the same files"
             )
 
 

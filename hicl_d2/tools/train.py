@@ -37,6 +37,7 @@ from hicl_d2.run.manifest import (
 )
 from hicl_d2.run.setup import (
     check_same_config,
+    check_same_data,
     configure_torch,
     device_in_words,
     resolve,
@@ -65,22 +66,20 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     with run_log() as log:
         check_same_config(cfg)
         resolved = resolve(cfg)
+        names = dict.fromkeys([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+        data = {name: fingerprint(name) for name in names}
+        check_same_data(data)
         configure_torch(resolved, training=not args.eval_only)
         if args.eval_only:
             _evaluate(cfg, resolved, args, log)
         else:
-            _train(cfg, resolved, args, log)
+            _train(cfg, resolved, args, log, data)
 
 
-def _data(cfg: CfgNode) -> dict[str, str]:
-    """Return the fingerprint of each data set that ``cfg`` names."""
-    return {name: fingerprint(name) for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])}
-
-
-def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog, data: dict[str, str]) -> None:
     found = standing(cfg, args.resume) if comm.is_main_process() else None
     trainer = Trainer(resolved)
-    changes = _changes(cfg, resolved, trainer) if args.resume else []
+    changes = _changes(cfg, resolved, trainer, data) if args.resume else []
     trainer.resume_or_load(resume=args.resume)
     _make_output(resolved)
     busy = f"another process is running in {resolved.OUTPUT_DIR}; wait for it or choose another OUTPUT_DIR"
@@ -89,7 +88,7 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
             check_standing(cfg, args.resume, found)
         _open_log(cfg, resolved, args, log)
         if comm.is_main_process():
-            _describe_run(cfg, resolved, trainer)
+            _describe_run(cfg, resolved, trainer, data)
         console.say(_headline(resolved, trainer))
         console.say(device_in_words(cfg, resolved.MODEL.DEVICE))
         for change in changes:
@@ -102,7 +101,7 @@ def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> Non
             _finish(cfg, resolved, trainer, results)
 
 
-def _changes(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> list[str]:
+def _changes(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, data: dict[str, str]) -> list[str]:
     """Return what is not as it was when the run in OUTPUT_DIR began; InputError if it cannot go on so."""
     manifest = read_manifest(cfg.OUTPUT_DIR)
     if manifest is None:
@@ -113,11 +112,11 @@ def _changes(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> list[str]:
         comm.get_world_size(),
         device=resolved.MODEL.DEVICE,
         images=trainer.data_loader.num_images,
-        data=_data(cfg),
+        data=data,
     )
 
 
-def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
+def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, data: dict[str, str]) -> None:
     """Write the manifest, once, and config.yaml as Detectron2 has it; clear away what a killed run left."""
     remove_unfinished(resolved.OUTPUT_DIR)
     write_manifest(
@@ -126,7 +125,7 @@ def _describe_run(cfg: CfgNode, resolved: CfgNode, trainer: Trainer) -> None:
         comm.get_world_size(),
         device=resolved.MODEL.DEVICE,
         images=trainer.data_loader.num_images,
-        data=_data(cfg),
+        data=data,
     )
     write_text(Path(resolved.OUTPUT_DIR) / "config.yaml", masked(resolved.dump()))
 

@@ -1,6 +1,7 @@
 """1, 2 and 4 processes with the same global batch do the same, as torchrun would start them."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ Start = Callable[..., list[Child]]
 @pytest.fixture
 def start(tools: Forks, config: Path, data_root: Path) -> Start:
     """Start ``world`` processes of one run with the environment that torchrun gives them; the one that ``halts`` goes no
-    further than 30 steps, and some have overrides of their ``own``."""
+    further than 30 steps, and some have overrides of their ``own``, or other ``roots`` of the data."""
     stores: list[dist.Store] = []  # open until the test ends
 
     def start(
@@ -63,6 +64,7 @@ def start(tools: Forks, config: Path, data_root: Path) -> Start:
         root: Path = data_root,
         halts: int | None = None,
         own: Mapping[int, Sequence[str]] | None = None,
+        roots: Mapping[int, Path] | None = None,
         **overrides: str,
     ) -> list[Child]:
         words = [word for pair in {**SETTINGS, **overrides}.items() for word in pair]
@@ -90,7 +92,7 @@ def start(tools: Forks, config: Path, data_root: Path) -> Start:
                     *("--config-file", str(config), *flags, "OUTPUT_DIR", str(folder), *words),
                     *(own or {}).get(rank, ()),
                     **environment,
-                    DETECTRON2_DATASETS=str(root),
+                    DETECTRON2_DATASETS=str((roots or {}).get(rank, root)),
                 )
             )
         return children
@@ -290,3 +292,18 @@ def test_processes_of_different_configs_are_no_run(start: Start, tmp_path: Path)
 
 def test_processes_may_differ_in_how_many_workers_load(start: Start, tmp_path: Path) -> None:
     _ends(start(2, tmp_path / "run", own={1: ("DATALOADER.NUM_WORKERS", "1")}))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_machines_with_other_files_are_refused(
+    split: str, start: Start, data_root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "copy"
+    shutil.copytree(data_root, other)
+    with open(other / "tiny" / "images" / split / "0.png", "ab") as image:
+        image.write(b"0")
+    ended = [child.wait() for child in start(2, tmp_path / "run", roots={1: other})]
+    assert [end.code for end in ended] == [2, 2]
+    said = f"the files of tiny_{split} (names or sizes) are others in process 1 than in process 0; give all machines"
+    assert all(said in end.err for end in ended)
+    assert not (tmp_path / "run").exists()
