@@ -4,7 +4,7 @@ import logging
 import resource
 import secrets
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hicl_d2.command.imports import import_modules
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
+from hicl_d2.data.fingerprint import fingerprint
 from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.memory import keep_freed_memory
@@ -194,18 +195,21 @@ def check_same_config(cfg: CfgNode) -> None:
             )
 
 
-def check_same_data(data: Mapping[str, str]) -> None:
-    """Raise InputError, in every process, if the fingerprints of the data sets by name are not the same in all of them.
+def data_of_all(names: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprint of each data set of ``names``, which one process of each machine takes.
 
-    That is a machine with a copy that is not whole: its processes would take other images than the stream has.
+    Raises InputError, in every process, if a machine has other files, as of a copy that is not whole: its processes would
+    take other images than the stream has.
     """
-    found = comm.all_gather(dict(data))
+    own = {name: fingerprint(name) for name in names} if comm.get_local_rank() == 0 else None
+    found: list[dict[str, str]] = comm.all_gather(own)
     for rank, other in enumerate(found):
-        if names := changed_keys(found[0], other):
+        if other is not None and (changed := changed_keys(found[0], other)):
             raise InputError(
-                f"the files of {names[0]} (names or sizes) are others in process {rank} than in process 0; give all machines "
-                "the same files"
+                f"the files of {changed[0]} (names or sizes) are others in process {rank} than in process 0; give all "
+                "machines the same files"
             )
+    return found[0]
 
 
 def resolve(cfg: CfgNode) -> CfgNode:

@@ -17,7 +17,6 @@ from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import verify_results
 from hicl_d2.d2.utils import collect_env_info, comm
-from hicl_d2.data.fingerprint import fingerprint
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.data.preflight import unseen_classes
 from hicl_d2.engine.checkpoint import Checkpoints
@@ -37,8 +36,8 @@ from hicl_d2.run.manifest import (
 )
 from hicl_d2.run.setup import (
     check_same_config,
-    check_same_data,
     configure_torch,
+    data_of_all,
     device_in_words,
     resolve,
     resolve_device,
@@ -66,17 +65,15 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     with run_log() as log:
         check_same_config(cfg)
         resolved = resolve(cfg)
-        names = dict.fromkeys([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
-        data = {name: fingerprint(name) for name in names}
-        check_same_data(data)
         configure_torch(resolved, training=not args.eval_only)
         if args.eval_only:
             _evaluate(cfg, resolved, args, log)
         else:
-            _train(cfg, resolved, args, log, data)
+            _train(cfg, resolved, args, log)
 
 
-def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog, data: dict[str, str]) -> None:
+def _train(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    data = data_of_all(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     found = standing(cfg, args.resume) if comm.is_main_process() else None
     trainer = Trainer(resolved)
     changes = _changes(cfg, resolved, trainer, data) if args.resume else []
@@ -148,6 +145,8 @@ def _finish(cfg: CfgNode, resolved: CfgNode, trainer: Trainer, results: dict[str
 
 
 def _evaluate(cfg: CfgNode, resolved: CfgNode, args: Namespace, log: RunLog) -> None:
+    if comm.get_world_size() > 1:
+        data_of_all(cfg.DATASETS.TEST)
     model = Trainer.build_model(resolved)
     checkpoints = Checkpoints(model, resolved.OUTPUT_DIR)
     weights = resolved.MODEL.WEIGHTS

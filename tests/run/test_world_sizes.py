@@ -73,8 +73,9 @@ def start(tools: Forks, config: Path, data_root: Path) -> Start:
         stores.append(store)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
         children = []
+        here = 1 if roots else world  # other data are those of another machine
         for rank in range(world):
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            numbers = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": here}
             elastic = {
                 "TORCHELASTIC_RUN_ID": "test",
                 "TORCHELASTIC_RESTART_COUNT": str(restarts),
@@ -307,3 +308,8 @@ def test_machines_with_other_files_are_refused(
     said = f"the files of tiny_{split} (names or sizes) are others in process 1 than in process 0; give all machines"
     assert all(said in end.err for end in ended)
     assert not (tmp_path / "run").exists()
+    if split == "val":
+        _ends(start(1, tmp_path / "run"))
+        words = ("--eval-only", "--resume")
+        ended = [child.wait() for child in start(2, tmp_path / "run", *words, roots={1: other})]
+        assert all(said in end.err for end in ended)
