@@ -25,5 +25,5 @@ def leave_process_groups(*remembering: ModuleType) -> None:
             elif hasattr(value, "cache_clear"):
                 value.cache_clear()
     gc.collect()  # a trainer and its hooks refer to each other, and the trainer's model to a group
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -16,7 +16,6 @@ import io
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from unittest import SkipTest
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a page may use of the checkout, and says so; all else is in the package.
@@ -99,7 +100,7 @@ class Page:
     def run_shell(self, source: str, status: int) -> None:
         """Run a block of commands, which is to end in ``status``; what it leaves running is killed then."""
         self.marker.unlink(missing_ok=True)
-        command = ["bash", "-e", "-o", "pipefail", "-c", MEETING.sub(str(_free_port()), source)]
+        command = ["bash", "-e", "-o", "pipefail", "-c", MEETING.sub(str(free_port()), source)]
         with tempfile.TemporaryFile("w+") as printed:
             shell = subprocess.Popen(
                 command,
@@ -192,11 +193,6 @@ def write(page: Page) -> None:
     for region, printed in reversed(page.outputs):
         text = f'{text[: region.start]}```text title="{OUTPUT}"\n{_tidy(printed)}\n```{text[region.end :]}'
     page.path.write_text(text)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _tidy(text: str) -> str:

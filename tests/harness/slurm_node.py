@@ -1,7 +1,7 @@
 """A real SLURM on this one machine, for tests: ``with slurm_node(folder): ...`` starts and stops it.
 
 Needs Debian's slurm-wlm and munge, and root. Everything it writes is below the folder that it is given; as a script,
-``python slurm_node.py DIR`` keeps it up until Ctrl-C.
+``python -m tests.harness.slurm_node DIR`` keeps it up until Ctrl-C.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.ports import free_port
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 START_SECONDS = 60.0
@@ -70,7 +72,7 @@ def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
     host = socket.gethostname().split(".")[0]
-    ports = {"controller_port": _free_port(), "node_port": _free_port()}
+    ports = {"controller_port": free_port(), "node_port": free_port()}
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=host, folder=folder, cpus=os.cpu_count(), **ports))
     variables = {"SLURM_CONF": str(config)}
@@ -122,12 +124,6 @@ def _wait(condition, folder: Path) -> None:
             logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log"))
             raise RuntimeError(f"SLURM did not start:\n{logs}")
         time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from hicl_d2.command.errors import InputError
 from hicl_d2.run import processes
 from hicl_d2.run.meeting import check_dist_url, explain_meeting
+from tests.support.ports import free_port
 
 
 @pytest.fixture(params=["127.0.0.1", "0.0.0.0"])
@@ -20,11 +21,6 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
     """A port that another program listens on, at one address of this machine or at all of them."""
     with socket.create_server((request.param, 0)) as server:
         yield server.getsockname()[1]
-
-
-def _free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +68,7 @@ def test_what_is_no_place_is_one_line_with_what_is_one(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
 def test_a_port_is_free_or_named(host: str, taken: int) -> None:
-    check_dist_url(f"tcp://{host}:{_free()}", is_first=True)
+    check_dist_url(f"tcp://{host}:{free_port()}", is_first=True)
     with pytest.raises(InputError, match=f"the port {taken} cannot be opened .*already in use"):
         check_dist_url(f"tcp://{host}:{taken}", is_first=True)
     check_dist_url(f"tcp://{host}:{taken}", is_first=False)  # there it must be open
@@ -82,7 +78,7 @@ def test_the_other_ways_of_torch_are_taken(tmp_path: Path, monkeypatch: pytest.M
     check_dist_url("auto", is_first=True)
     check_dist_url(f"file://{tmp_path}/meet", is_first=True)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(_free()))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     check_dist_url("env://", is_first=True)
     monkeypatch.setenv("MASTER_PORT", "many")
     with pytest.raises(InputError, match="MASTER_PORT many"):
