@@ -1,25 +1,30 @@
 """The losses per pixel of `hicl_d2.modeling.deeplab.loss` on a CPU, together with the upsampling before them.
 
 They equal the plain ones on upsampled logits within rounding. Logits at the labels' size are made for a few rows at a time,
-which stay in the processor's cache, by two products with a band matrix, and once more for the gradient, which is made in the
-forward pass. The hardest pixels come of a threshold instead of a sort. For 8 x 11 x 192 x 256 a third of the plain time.
+which stay in the processor's cache, by two products with a band matrix. The gradient is made in the forward pass: together with
+the loss, or in a second one where all losses say which pixels are the hardest. Those come of a threshold instead of a sort. For
+8 x 11 x 192 x 256 a third of the plain time.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.fused import host
+from hicl_d2.modeling.deeplab.bilinear import bilinear_matrix
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
 
 # Logits at the labels' size that are made at a time.
-CHUNK = 1 << 18
+CHUNK = 1 << 17
+
+# What a pixel's loss weighs in the sum, or the function that finds it from all losses (B, H, W).
+Share = float | Callable[[Tensor], Tensor]
 
 
 def can_fuse(loss: nn.Module, logits: Tensor) -> bool:
@@ -43,22 +48,24 @@ def upsampled_loss(
     if weights is not None:
         factors *= weights
 
-    def shares(losses: Tensor) -> Tensor | float:
-        if isinstance(loss, PixelCrossEntropy):
-            return 1 / float(loss.total_weight(labels))
-        return hardest(losses, max(int(loss.top_k * losses.numel()), 1))
-
     classes = labels.masked_fill(is_ignored, 0)
-    return _UpsampledLoss.apply(logits, classes, factors, stride, shares, torch.is_grad_enabled())
+    share = _share(loss, labels)
+    return _UpsampledLoss.apply(logits, classes, factors, stride, share, torch.is_grad_enabled())
 
 
-def hardest(losses: Tensor, count: int) -> Tensor | float:
+def _share(loss: PixelCrossEntropy | HardPixelMining, labels: Tensor) -> Share:
+    """Return what each pixel's loss weighs in the sum, or what finds it from all of them."""
+    if isinstance(loss, PixelCrossEntropy):
+        return 1 / float(loss.total_weight(labels))
+    count = max(int(loss.top_k * labels.numel()), 1)
+    return partial(hardest, count=count) if count < labels.numel() else 1 / count
+
+
+def hardest(losses: Tensor, count: int) -> Tensor:
     """Return the share of each loss (any shape) in the mean of the ``count`` largest; equal ones at the end share alike.
 
     A loss that is NaN is among the largest.
     """
-    if count == losses.numel():
-        return 1 / count
     place = losses.numel() - count
     least = float(np.partition(losses.detach().numpy().ravel(), place)[place])
     taken = ~(losses < least)
@@ -78,13 +85,11 @@ class _Rows(NamedTuple):
     """Some rows of one image at the labels' size.
 
     Attributes:
-        image: its place in the batch.
         rows: at the labels' size.
         small: the rows of the logits that they come of.
         weights: how they do: (1, rows, small).
     """
 
-    image: int
     rows: slice
     small: slice
     weights: Tensor
@@ -98,24 +103,26 @@ class _UpsampledLoss(torch.autograd.Function):
         labels: Tensor,
         factors: Tensor,
         stride: int,
-        shares: Callable[[Tensor], Tensor | float],
+        share: Share,
         with_gradient: bool,
     ) -> Tensor:
-        """``labels`` are classes, ``factors`` multiply the loss of each pixel, ``shares`` gives what it weighs in the sum."""
+        """``labels`` are classes, ``factors`` multiply the loss of each pixel, ``share`` is what it then weighs in the sum."""
+        with_gradient = with_gradient and ctx.needs_input_grad[0]
         with torch.autocast("cpu", enabled=False):
             scores = _Upsampled(logits, labels.shape[-2:], stride)
-            normalizers, losses = torch.empty_like(factors), torch.empty_like(factors)
-            for part, values in scores:
-                own = labels[part.image, part.rows]
-                normalizer = normalizers[part.image, part.rows] = values.logsumexp(0)
-                losses[part.image, part.rows] = normalizer - values.gather(0, own[None])[0]
-            losses = torch.where(factors == 0, 0, losses * factors)
-            share = shares(losses)
-            if with_gradient and ctx.needs_input_grad[0]:
-                weights = factors * share
-                gradient = scores.gradient(normalizers, labels, weights)
+            if callable(share):
+                losses, normalizers = scores.losses(labels, factors)
+                shares = share(losses)
+                gradient = scores.gradient(labels, factors * shares, normalizers) if with_gradient else None
+                loss = (losses * shares).sum()
+            else:
+                gradient = (
+                    torch.empty(scores.logits.shape, dtype=scores.logits.dtype) if with_gradient else None
+                )
+                loss = scores.loss(labels, factors * share, gradient)
+            if gradient is not None:
                 ctx.save_for_backward(gradient.to(logits.dtype))
-            return (losses * share).sum()
+            return loss
 
     @staticmethod
     @once_differentiable
@@ -125,21 +132,65 @@ class _UpsampledLoss(torch.autograd.Function):
 
 
 class _Upsampled:
-    """Logits (B, K, h, w) at the labels' size: iterate over some rows after the others, each (K, rows, W)."""
+    """Logits (B, K, h, w) at the labels' size, of which some rows (K, rows, W) after the others are made."""
 
     def __init__(self, logits: Tensor, size: torch.Size, stride: int) -> None:
         self.logits = logits.detach().to(_dtype(logits))
         self.stride = stride
         height, width = size
-        self.down = _bilinear(self.logits.shape[2], stride, self.logits)[:, :height].t()
-        self.across = _bilinear(self.logits.shape[3], stride, self.logits)[:, :width]
+        small_height, small_width = self.logits.shape[-2:]
+        self.down = bilinear_matrix(small_height, small_height * stride, self.logits)[:, :height].t()
+        self.across = bilinear_matrix(small_width, small_width * stride, self.logits)[:, :width]
         self.step = stride * max(CHUNK // (self.logits.shape[1] * width * stride), 1)
 
-    def __iter__(self) -> Iterator[tuple[_Rows, Tensor]]:
+    def losses(self, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each pixel times ``factors``, and the logarithm of its sum over classes, all (B, H, W)."""
+        losses, normalizers = torch.empty_like(factors), torch.empty_like(factors)
         for image in range(len(self.logits)):
             wide = self._wide(image)
-            for part in self._parts(image):
-                yield part, self._values(wide, part)
+            for part in self._parts():
+                values, own = self._values(wide, part), labels[image, part.rows]
+                normalizer = normalizers[image, part.rows] = values.logsumexp(0)
+                losses[image, part.rows] = normalizer - values.gather(0, own[None])[0]
+        return torch.where(factors == 0, 0, losses * factors), normalizers
+
+    def gradient(self, labels: Tensor, weights: Tensor, normalizers: Tensor) -> Tensor:
+        """Return the gradient at the logits of the losses that ``weights`` (B, H, W) sum up; see `losses`."""
+        found = torch.empty(self.logits.shape, dtype=self.logits.dtype)
+        for image in range(len(found)):
+            wide = self._wide(image)
+            gradient = torch.zeros_like(wide)
+            for part in self._parts():
+                values = self._values(wide, part).sub_(normalizers[image, part.rows]).exp_()
+                weight = weights[image, part.rows]
+                self._add(gradient, part, values.mul_(weight), labels[image, part.rows], weight)
+            found[image] = torch.matmul(gradient, self.across.t())
+        return found
+
+    def loss(self, labels: Tensor, weights: Tensor, found: Tensor | None) -> Tensor:
+        """Return the losses summed up by ``weights`` (B, H, W); their gradient at the logits is written to ``found``."""
+        sums = []
+        for image in range(len(self.logits)):
+            wide = self._wide(image)
+            gradient = torch.zeros_like(wide)
+            for part in self._parts():
+                values = self._values(wide, part)
+                own, weight = labels[image, part.rows], weights[image, part.rows]
+                chosen, largest = values.gather(0, own[None])[0], values.amax(0)
+                total = values.sub_(largest).exp_().sum(0)
+                losses = total.log().add_(largest).sub_(chosen)
+                sums.append(torch.where(weight == 0, 0, losses * weight).sum())
+                if found is not None:
+                    self._add(gradient, part, values.mul_(weight / total), own, weight)
+            if found is not None:
+                found[image] = torch.matmul(gradient, self.across.t())
+        return torch.stack(sums).sum()
+
+    def _add(self, gradient: Tensor, part: _Rows, values: Tensor, own: Tensor, weight: Tensor) -> None:
+        """Add to ``gradient`` (K, h, W) that of some rows, whose probabilities times ``weight`` (rows, W) are ``values``."""
+        values.scatter_add_(0, own[None], -weight[None])
+        back = part.weights.transpose(1, 2).expand(len(values), -1, -1)
+        gradient[:, part.small] += torch.bmm(back, values)
 
     def _wide(self, image: int) -> Tensor:
         """Return one image's logits at the full width, (K, h, W)."""
@@ -148,33 +199,10 @@ class _Upsampled:
     def _values(self, wide: Tensor, part: _Rows) -> Tensor:
         return torch.bmm(part.weights.expand(len(wide), -1, -1), wide[:, part.small])
 
-    def _parts(self, image: int) -> Iterator[_Rows]:
+    def _parts(self) -> Iterator[_Rows]:
         height, small_height = self.down.shape
         for top in range(0, height, self.step):
             rows = slice(top, min(top + self.step, height))
             first, last = top // self.stride - 1, (rows.stop - 1) // self.stride + 1
             small = slice(max(first, 0), min(last + 1, small_height))
-            yield _Rows(image, rows, small, self.down[None, rows, small])
-
-    def gradient(self, normalizers: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Return the gradient at the logits of the losses that ``weights`` (B, H, W) sum up."""
-        found = torch.empty(self.logits.shape, dtype=self.logits.dtype)
-        for image in range(len(found)):
-            wide = self._wide(image)
-            gradient = torch.zeros_like(wide)
-            for part in self._parts(image):
-                own = labels[image, part.rows][None]
-                values = self._values(wide, part).sub_(normalizers[image, part.rows]).exp_()
-                values.scatter_add_(0, own, values.new_tensor(-1.0).expand(own.shape))
-                values *= weights[image, part.rows]
-                gradient[:, part.small] += torch.bmm(
-                    part.weights.transpose(1, 2).expand(len(wide), -1, -1), values
-                )
-            found[image] = torch.matmul(gradient, self.across.t())
-        return found
-
-
-def _bilinear(length: int, stride: int, like: Tensor) -> Tensor:
-    """Return what takes ``length`` values to ``stride`` times as many as F.interpolate does, as (length, length x stride)."""
-    ones = torch.eye(length, dtype=like.dtype)[None]
-    return F.interpolate(ones, scale_factor=stride, mode="linear", align_corners=False)[0]
+            yield _Rows(rows, small, self.down[None, rows, small])

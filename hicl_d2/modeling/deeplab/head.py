@@ -7,7 +7,6 @@ Detectron2's, these heads train and predict on images of any size.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +15,7 @@ from hicl_d2.d2.config import CfgNode, configurable
 from hicl_d2.d2.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
 from hicl_d2.modeling.deeplab.check import check_deeplab_head, read_class_weights, training_crop
 from hicl_d2.modeling.deeplab.fused_loss import can_fuse, upsampled_loss
+from hicl_d2.modeling.deeplab.joining import join
 from hicl_d2.modeling.deeplab.loss import build_loss
 from hicl_d2.modeling.deeplab.pooling import accept_any_size
 
@@ -223,8 +223,7 @@ class DeepLabV3PlusHead(nn.Module):
         y = self._decoder_part(coarsest, "project_conv")(features[coarsest])
         for name in reversed(finer):
             projected = self._decoder_part(name, "project_conv")(features[name])
-            y = F.interpolate(y, size=projected.shape[-2:], mode="bilinear", align_corners=False)
-            y = self._decoder_part(name, "fuse_conv")(torch.cat([projected, y], dim=1))
+            y = join(self._decoder_part(name, "fuse_conv"), projected, y)
         return y if self.decoder_only else self.predictor(y)
 
     def _decoder_part(self, feature: str, part: str) -> nn.Module:

@@ -59,12 +59,13 @@ def test_features_are_those_of_the_package(variant):
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_dilated_features_hold_the_strided_ones(output_stride):
     torch.manual_seed(1)
-    strided = EfficientNetLite(0, out_features=["res2", "res5"]).eval()
-    dilated = EfficientNetLite(0, out_features=["res2", "res5"], output_stride=output_stride).eval()
+    # Whose features reach 23: in float32 the rounding differs from processor to processor.
+    strided = EfficientNetLite(0, out_features=["res2", "res5"]).eval().double()
+    dilated = EfficientNetLite(0, out_features=["res2", "res5"], output_stride=output_stride).eval().double()
     dilated.load_state_dict(strided.state_dict())
     factor = 32 // output_stride
     with torch.no_grad():
-        images = torch.randn(1, 3, 128, 192)
+        images = torch.randn(1, 3, 128, 192, dtype=torch.float64)
         coarse, fine = strided(images)["res5"], dilated(images)["res5"]
     assert dilated.output_shape()["res5"].stride == output_stride
     assert fine.shape[-2:] == (128 // output_stride, 192 // output_stride)

@@ -1,0 +1,124 @@
+"""Depthwise convolutions on a CPU, with gradients in forms that oneDNN is fast in.
+
+oneDNN has a fast gradient of the weights for kernels of up to three columns; of wider ones it computes a full convolution in
+blocks of 16 channels. So it is asked for three columns at a time: on one thread, for kernels of 5x5 in EfficientNet-Lite0, a
+third to a tenth of the time in float32 and less in bfloat16. In bfloat16 it has no fast gradient of the input for a stride,
+which is computed in float32.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hicl_d2.contrast.fused.host import is_pixel_by_pixel
+
+# Columns of a kernel whose gradient is computed at a time.
+COLUMNS = 3
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def is_fast(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether `convolve` computes ``convolution`` of ``x`` (B, C, H, W), in float32 and bfloat16 alike."""
+    return (
+        convolution.groups == convolution.in_channels == convolution.out_channels > 1
+        and convolution.padding_mode == "zeros"
+        and isinstance(convolution.padding, tuple)
+        and all(step == 1 for step in convolution.dilation)
+        and x.dtype in DTYPES
+        and is_pixel_by_pixel(x)
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    """Return F.conv2d of ``x`` (B, C, H, W), channels_last, with one kernel (C, 1, h, w) a channel; equal within rounding."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if not torch.is_grad_enabled():
+        return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
+    result: Tensor = _Depthwise.apply(x, weight, bias, stride, padding)
+    return result
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _of_input(gradient, x, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[1]:
+            of_weight = _of_weight(gradient, x, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
+
+
+def _of_input(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    dtype = x.dtype
+    if dtype is not torch.float32 and any(step > 1 for step in stride):
+        gradient, x, weight = gradient.float(), torch.empty_like(x, dtype=torch.float32), weight.float()
+    return _gradients(gradient, x, weight, stride, padding, 0).to(dtype)
+
+
+def _of_weight(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    height, width = weight.shape[-2:]
+    if width <= COLUMNS:
+        return _gradients(gradient, x, weight, stride, padding, 1)
+    parts = []
+    for first in range(0, width, COLUMNS):
+        columns = min(COLUMNS, width - first)
+        # The part of the padded input that these columns see.
+        left = padding[1] - first
+        seen = (gradient.shape[-1] - 1) * stride[1] + columns
+        part = _columns(x, -left, seen - left)
+        kernel = weight.new_empty(len(weight), 1, height, columns)
+        parts.append(_gradients(gradient, part, kernel, stride, (padding[0], 0), 1))
+    return torch.cat(parts, dim=3)
+
+
+def _columns(x: Tensor, start: int, stop: int) -> Tensor:
+    """Return the columns from ``start`` to ``stop`` of (B, C, H, W), zero beyond its ends.
+
+    F.pad would fill all of it first, which takes as long again.
+    """
+    width = x.shape[-1]
+    first, last = max(start, 0), min(stop, width)
+    part = torch.empty((*x.shape[:-1], stop - start), dtype=x.dtype, memory_format=torch.channels_last)
+    part[..., : first - start].zero_()
+    part[..., first - start : last - start] = x[..., first:last]
+    part[..., last - start :].zero_()
+    return part
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], which: int
+) -> Tensor:
+    """Return torch's gradient of the input (``which`` 0) or of the weight (1)."""
+    wanted = [which == place for place in range(3)]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted
+    )[which]
+    return found
