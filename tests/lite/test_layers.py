@@ -47,6 +47,28 @@ def test_a_convolution_applies_norm_then_activation():
     assert layer(x[:0]).shape == (0, 4, 6, 6)
 
 
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "GN", "LN", ""])
+@pytest.mark.parametrize("activation", [F.relu, F.relu6, torch.relu, nn.ReLU(), torch.tanh])
+def test_an_activation_that_overwrites_changes_neither_values_nor_gradients(norm, activation):
+    torch.manual_seed(0)
+    layer = Conv2d(3, 32, 3, norm=get_norm(norm, 32), activation=activation)
+    x, kept = numbers(2, 3, 6, 6), []
+
+    def outcome():
+        probe = x.clone().requires_grad_()
+        y = layer(probe)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [probe, *layer.parameters()])]
+
+    expected = outcome()
+    if layer.norm is not None:
+        layer.norm.register_forward_hook(lambda _, __, output: kept.append(output))
+    found = outcome()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    given = kept[0] if kept else nn.Conv2d.forward(layer, x)  # whoever looks at it sees what the norm gave
+    assert given.min() < 0
+    assert torch.equal(activation(given), found[0])
+
+
 @pytest.mark.parametrize(
     "options",
     [
