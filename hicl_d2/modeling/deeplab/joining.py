@@ -25,29 +25,27 @@ def join(convolutions: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
     On a CPU in channels_last, where it is cheaper, a 3x3 convolution that comes first sees ``coarse`` at its own size. A
     convolution with hooks is given what it would be given without that.
     """
-    if isinstance(convolutions, nn.Sequential) and not _has_hooks(convolutions):
-        first, *others = convolutions
-        if (
-            isinstance(first, Conv2d)
-            and _can_split(first)
-            and not _has_hooks(first)
-            and _is_cheaper(first, fine, coarse)
-        ):
-            y = _joined_first(first, fine, coarse)
-            return nn.Sequential(*others)(y)
+    first = _splittable(convolutions)
+    if first is not None and _pays(fine, coarse):
+        assert isinstance(convolutions, nn.Sequential)
+        return convolutions[1:](_joined_first(first, fine, coarse))
     upsampled = upsample_to(coarse, fine.shape[-2:])
     joined: Tensor = convolutions(torch.cat([fine, upsampled], dim=1))
     return joined
 
 
-def _can_split(convolution: Conv2d) -> bool:
-    """Return whether ``convolution`` is 3x3 over all channels, and its output as large as its input."""
-    return (
-        convolution.kernel_size == (3, 3)
-        and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
-        and convolution.groups == 1
-        and convolution.padding_mode == "zeros"
+def _splittable(convolutions: nn.Module) -> Conv2d | None:
+    """Return the first of ``convolutions`` if it is 3x3 over all channels, keeps the size, and nobody looks at its input."""
+    if not isinstance(convolutions, nn.Sequential) or not isinstance(convolutions[0], Conv2d):
+        return None
+    first = convolutions[0]
+    is_plain = (
+        first.kernel_size == (3, 3)
+        and first.stride == first.padding == first.dilation == (1, 1)
+        and first.groups == 1
+        and first.padding_mode == "zeros"
     )
+    return first if is_plain and not _has_hooks(convolutions) and not _has_hooks(first) else None
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -59,14 +57,27 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _is_cheaper(convolution: Conv2d, fine: Tensor, coarse: Tensor) -> bool:
-    """Compare multiplications for an output pixel and channel: of the coarse map's share, and of what takes its place."""
+def _pays(fine: Tensor, coarse: Tensor) -> bool:
+    """Return whether a convolution of the two takes less time if it sees ``coarse`` at its own size, and is as exact."""
     if not (is_pixel_by_pixel(fine) and is_pixel_by_pixel(coarse)):
         return False
     (channels, height, width), (fine_height, fine_width) = coarse.shape[1:], fine.shape[-2:]
+    if _is_half(coarse) and not (_is_exact(height, fine_height) and _is_exact(width, fine_width)):
+        return False
+    # Multiplications for an output pixel and channel: of the coarse map's share, and of what takes its place.
     taps = 9 * channels * (height * width) / (fine_height * fine_width)
     across, down = 9 * height * width / fine_height, 3 * height
     return _DEARER * (taps + across + down) < 9 * channels
+
+
+def _is_half(x: Tensor) -> bool:
+    return torch.is_autocast_enabled("cpu") or x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _is_exact(length: int, size: int) -> bool:
+    """Return whether half precision holds the weights that ``length`` values are upsampled to ``size`` with."""
+    scale, rest = divmod(size, length)
+    return rest == 0 and scale & (scale - 1) == 0
 
 
 def _joined_first(convolution: Conv2d, fine: Tensor, coarse: Tensor) -> Tensor:

@@ -153,24 +153,28 @@ def test_contiguous_maps_are_computed_as_detectron2_does_bit_for_bit(
     assert splits == []
 
 
-def test_in_half_precision_it_is_as_near_to_float32_as_the_plain_way(splits: list[tuple[int, ...]]) -> None:
-    convolutions = make_convolutions(bias=False, norm=nn.BatchNorm2d(OUT), activation=F.relu).float()
-    fine, coarse = make_map(FINE, (24, 32), 1, torch.float32), make_map(COARSE, (6, 8), 2, torch.float32)
-    exact = outcome(plain, convolutions, fine, coarse)
+@pytest.mark.parametrize("size", [(24, 32), (12, 16), (48, 64), (18, 29), (30, 40)], ids=str)
+def test_in_half_precision_it_is_as_near_to_float32_as_the_plain_way(
+    size: tuple[int, int], splits: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_DEARER", 0.0)
+    convolutions = make_convolutions(bias=False)[:1].float()
+    fine, coarse = make_map(FINE, size, 1, torch.float32), make_map(COARSE, (6, 8), 2, torch.float32)
+    y, gradients, _ = outcome(plain, convolutions, fine, coarse)
+    exact = [y, *gradients]
     distances = []
     for way in (join, plain):
         with torch.autocast("cpu", torch.bfloat16):
             y, gradients, _ = outcome(way, convolutions, fine, coarse)
         assert y.dtype is torch.bfloat16
+        found = [y, *gradients]
         distances.append(
-            [
-                float((a - b).detach().norm() / b.detach().norm())
-                for a, b in zip([y, *gradients], [exact[0], *exact[1]], strict=True)
-            ]
+            [float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(found, exact, strict=True)]
         )
-    assert splits
+    # The weights of other sizes are rounded in half precision.
+    assert bool(splits) == (size in [(24, 32), (12, 16), (48, 64)])
     for ours, theirs in zip(*distances, strict=True):
-        assert ours < 2 * theirs + 1e-3
+        assert ours < 1.5 * theirs
 
 
 def test_a_traced_decoder_keeps_its_upsampling() -> None:
