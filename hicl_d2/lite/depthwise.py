@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.contrast.fused.host import is_pixel_by_pixel
+from hicl_d2.channels_last import is_pixel_by_pixel
 
 # Columns of a kernel whose gradient is computed at a time.
 COLUMNS = 3

@@ -12,8 +12,8 @@ from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hicl_d2.channels_last import is_pixel_by_pixel
 from hicl_d2.command.errors import InputError, listing, nearest
-from hicl_d2.contrast.fused.host import is_pixel_by_pixel
 from hicl_d2.lite import depthwise, needs_detectron2
 from hicl_d2.lite.utils import comm
 

@@ -51,6 +51,7 @@ def test_the_built_in_runtime_needs_nothing_else_of_the_project() -> None:
     for file in _sources("hicl_d2/lite"):
         own = {name for name in _imports(ast.parse(file.read_text())) if name.startswith("hicl_d2")}
         assert {name for name in own if not name.startswith("hicl_d2.lite")} <= {
+            "hicl_d2.channels_last",
             "hicl_d2.command.address",
             "hicl_d2.command.errors",
             "hicl_d2.process_groups",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hicl_d2.contrast.fused.host import is_pixel_by_pixel
+from hicl_d2.channels_last import is_pixel_by_pixel
 
 
 def upsample_to(x: Tensor, size: torch.Size) -> Tensor:

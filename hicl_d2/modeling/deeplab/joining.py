@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.contrast.fused.host import is_pixel_by_pixel
+from hicl_d2.channels_last import is_pixel_by_pixel
 from hicl_d2.d2.layers import Conv2d
 from hicl_d2.modeling.deeplab.bilinear import bilinear_matrix, upsample_to
 
