@@ -1,4 +1,4 @@
-"""Whether a feature map lies pixel by pixel in the memory of a CPU, where some operations have a faster form."""
+"""Feature maps that lie pixel by pixel in the memory of a CPU, where some operations have a faster form."""
 
 import torch
 from torch import Tensor
@@ -9,3 +9,23 @@ def is_pixel_by_pixel(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or x.dim() != 4:
         return False
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def pad(x: Tensor, left: int, right: int, top: int = 0, bottom: int = 0) -> Tensor:
+    """Return what F.pad does with a map (B, C, H, W), without a gradient: zeros at its ends, or less of it where negative.
+
+    F.pad fills all of the result with zeros first, which takes longer than the copy.
+    """
+    height, width = x.shape[-2:]
+    size = (*x.shape[:2], height + top + bottom, width + left + right)
+    padded = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    rows = slice(max(top, 0), height + top + min(bottom, 0))
+    columns = slice(max(left, 0), width + left + min(right, 0))
+    padded[..., : rows.start, :].zero_()
+    padded[..., rows.stop :, :].zero_()
+    padded[..., rows, : columns.start].zero_()
+    padded[..., rows, columns.stop :].zero_()
+    padded[..., rows, columns] = x[
+        ..., max(-top, 0) : height - max(-bottom, 0), max(-left, 0) : width - max(-right, 0)
+    ]
+    return padded

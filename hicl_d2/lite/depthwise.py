@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.channels_last import is_pixel_by_pixel
+from hicl_d2.channels_last import is_pixel_by_pixel, pad
 
 # Columns of a kernel whose gradient is computed at a time.
 COLUMNS = 3
@@ -93,24 +93,10 @@ def _of_weight(
         # The part of the padded input that these columns see.
         left = padding[1] - first
         seen = (gradient.shape[-1] - 1) * stride[1] + columns
-        part = _columns(x, -left, seen - left)
+        part = pad(x, left, seen - x.shape[-1] - left)
         kernel = weight.new_empty(len(weight), 1, height, columns)
         parts.append(_gradients(gradient, part, kernel, stride, (padding[0], 0), 1))
     return torch.cat(parts, dim=3)
-
-
-def _columns(x: Tensor, start: int, stop: int) -> Tensor:
-    """Return the columns from ``start`` to ``stop`` of (B, C, H, W), zero beyond its ends.
-
-    F.pad would fill all of it first, which takes as long again.
-    """
-    width = x.shape[-1]
-    first, last = max(start, 0), min(stop, width)
-    part = torch.empty((*x.shape[:-1], stop - start), dtype=x.dtype, memory_format=torch.channels_last)
-    part[..., : first - start].zero_()
-    part[..., first - start : last - start] = x[..., first:last]
-    part[..., last - start :].zero_()
-    return part
 
 
 def _gradients(

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from hicl_d2.command.errors import InputError
 from hicl_d2.lite.config import CfgNode
-from hicl_d2.lite.layers import Conv2d, Norm, ShapeSpec, get_norm
+from hicl_d2.lite.layers import Conv2d, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 from hicl_d2.lite.modeling.backbone.resnet import build_resnet_backbone
+from hicl_d2.lite.norms import Norm
 
 __all__ = ["FPN", "LastLevelMaxPool", "build_resnet_fpn_backbone"]
 

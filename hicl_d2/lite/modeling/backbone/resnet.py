@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from hicl_d2.command.errors import InputError
 from hicl_d2.lite import needs_detectron2
 from hicl_d2.lite.config import CfgNode
-from hicl_d2.lite.layers import CNNBlockBase, Conv2d, Norm, ShapeSpec, get_norm
+from hicl_d2.lite.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
+from hicl_d2.lite.norms import Norm
 
 __all__ = ["BasicBlock", "BasicStem", "BottleneckBlock", "ResNet", "build_resnet_backbone"]
 

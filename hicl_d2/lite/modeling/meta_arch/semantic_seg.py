@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hicl_d2.lite.config import CfgNode, configurable
-from hicl_d2.lite.layers import Conv2d, Norm, ShapeSpec, get_norm
+from hicl_d2.lite.layers import Conv2d, ShapeSpec, get_norm
 from hicl_d2.lite.modeling.backbone.backbone import Backbone, build_backbone
 from hicl_d2.lite.modeling.meta_arch.build import META_ARCH_REGISTRY
 from hicl_d2.lite.modeling.postprocessing import sem_seg_postprocess
+from hicl_d2.lite.norms import Norm
 from hicl_d2.lite.structures import ImageList
 from hicl_d2.lite.utils.registry import Registry
 
