@@ -19,13 +19,18 @@ def pad(x: Tensor, left: int, right: int, top: int = 0, bottom: int = 0) -> Tens
     height, width = x.shape[-2:]
     size = (*x.shape[:2], height + top + bottom, width + left + right)
     padded = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    rows = slice(max(top, 0), height + top + min(bottom, 0))
-    columns = slice(max(left, 0), width + left + min(right, 0))
+    (kept_rows, rows), (kept_columns, columns) = _overlap(height, top, bottom), _overlap(width, left, right)
     padded[..., : rows.start, :].zero_()
     padded[..., rows.stop :, :].zero_()
     padded[..., rows, : columns.start].zero_()
     padded[..., rows, columns.stop :].zero_()
-    padded[..., rows, columns] = x[
-        ..., max(-top, 0) : height - max(-bottom, 0), max(-left, 0) : width - max(-right, 0)
-    ]
+    padded[..., rows, columns] = x[..., kept_rows, kept_columns]
     return padded
+
+
+def _overlap(length: int, before: int, after: int) -> tuple[slice, slice]:
+    """Return what is kept of an axis, and where that lies in the padded one; nothing where all of it is cut off."""
+    first = min(max(-before, 0), length)
+    last = max(length - max(-after, 0), first)
+    start = max(before, 0)
+    return slice(first, last), slice(start, start + last - first)

@@ -76,6 +76,16 @@ def test_gradients_are_those_of_torch_in_double_precision(
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 2), (2, 2), (3, 2), (9, 2)], ids=str)
+@pytest.mark.parametrize("kernel", [5, 7, 9])
+def test_a_map_may_be_narrower_than_what_a_kernel_reaches(kernel: int, size: tuple[int, int]) -> None:
+    layer, x = make(kernel, padding=kernel // 2), make_map(*size)
+    assert layer.is_fast_depthwise(x)
+    expected = gradients(plain(layer), x.double().contiguous())
+    for found, wanted in zip(gradients(layer, x), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
