@@ -66,9 +66,11 @@ class Conv2d(nn.Conv2d):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return False
-        pixels = len(x) * x.shape[2] * x.shape[3] / (self.stride[0] * self.stride[1])
         assert norm is not None
-        return pixels > PIXELS_PER_WEIGHT * self.weight[0].numel() and not norm._forward_hooks
+        if norm._forward_hooks or norm._forward_pre_hooks:
+            return False
+        pixels = len(x) * x.shape[2] * x.shape[3] / (self.stride[0] * self.stride[1])
+        return pixels > PIXELS_PER_WEIGHT * self.weight[0].numel()
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the convolution and its fixed norm together."""

@@ -164,6 +164,10 @@ def test_whoever_looks_at_a_norm_sees_its_output_and_large_weights_are_left_alon
         layer(small)
         assert len(calls) == 1
         seen = []
+        handle = layer.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+        layer(large)
+        assert torch.equal(seen.pop(), nn.Conv2d.forward(layer, large))
+        handle.remove()
         layer.norm.register_forward_hook(lambda _, __, output: seen.append(output))
         result = layer(large)
     assert len(seen) == 1

@@ -155,6 +155,29 @@ def test_gradients_have_gradients() -> None:
         assert float((ours - wanted).norm()) < 1e-5 * float(wanted.norm())
 
 
+def test_transforms_of_functions_go_through_it() -> None:
+    layer, x = make(5, padding=2), make_map(9, 13)
+    assert layer.is_fast_depthwise(x)
+    parameters = dict(layer.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, values, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    wanted = torch.autograd.grad(layer(x).square().sum(), [layer.weight, layer.bias])
+    for ours, expected in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_float16_is_as_exact_as_torch_s() -> None:
+    layer, x = make(5, padding=2, stride=2), make_map(12, 16)
+    with torch.autocast("cpu", torch.float16):
+        found = gradients(layer, x)
+    assert found[0].dtype is torch.float16
+    for ours, wanted in zip(found, gradients(plain(layer), x.double().contiguous()), strict=True):
+        assert float((ours - wanted).detach().norm()) < 0.01 * float(wanted.detach().norm())
+
+
 @pytest.mark.parametrize(
     "layer",
     [
