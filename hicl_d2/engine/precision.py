@@ -57,7 +57,7 @@ def _begin_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     is_enabled = torch.is_autocast_enabled("cpu")
     _outside.states.append(is_enabled)
     is_fast = getattr(module, "is_fast_depthwise", None)
-    if not is_enabled or (is_fast and is_fast(args[0])):
+    if not is_enabled or (is_fast and args and is_fast(args[0])):
         return args
     torch.set_autocast_enabled("cpu", False)
     return tuple(each.float() if isinstance(each, Tensor) else each for each in args)

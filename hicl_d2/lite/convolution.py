@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hicl_d2.channels_last import is_pixel_by_pixel
 from hicl_d2.lite import depthwise
@@ -39,7 +40,9 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, H', W') for (B, in_channels, H, W)."""
         if self._can_fold(x):
-            x = self._conv_forward(x, *self._folded())
+            norm: Any = self.norm
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            x = self._conv_forward(x, *fuse_conv_bn_weights(self.weight, self.bias, *statistics))
         else:
             x = super().forward(x)
             if self.norm is not None:
@@ -56,30 +59,20 @@ class Conv2d(nn.Conv2d):
         """
         norm = self.norm
         is_fixed = type(norm) is FrozenBatchNorm2d or (
-            type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats and norm.affine
+            type(norm) is nn.BatchNorm2d and not norm.training and norm.track_running_stats
         )
-        if (
-            not is_fixed
-            or not is_pixel_by_pixel(x)
-            or self.weight.dtype not in (torch.float32, torch.float64)
-        ):
+        # In half precision the folded weights would be rounded once more.
+        if not is_fixed or not is_pixel_by_pixel(x) or self.weight.dtype in (torch.float16, torch.bfloat16):
             return False
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(each.requires_grad for each in self.parameters())
+        ):
             return False
         assert norm is not None
         if norm._forward_hooks or norm._forward_pre_hooks:
             return False
         pixels = len(x) * x.shape[2] * x.shape[3] / (self.stride[0] * self.stride[1])
         return pixels > PIXELS_PER_WEIGHT * self.weight[0].numel()
-
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of the convolution and its fixed norm together."""
-        norm: Any = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias * scale
-        return self.weight * scale.view(-1, 1, 1, 1), shift
 
     def _in_its_place(self) -> Activation:
         """Return the activation, as one that writes over its input if neither a gradient nor a hook needs that."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.d2.layers import Conv2d
 from hicl_d2.d2.utils import EventStorage
 from hicl_d2.engine import precision
 from hicl_d2.engine.precision import has_fast_bfloat16, keep_depthwise_in_float32, warning_of
@@ -100,3 +101,10 @@ def test_autocast_is_as_it_was_after_an_error() -> None:
         assert torch.is_autocast_enabled("cpu")
         model(torch.randn(2, 4, 5, 5))
         assert model.dtypes == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_a_map_may_be_given_by_name() -> None:
+    layer = Conv2d(4, 4, 5, padding=2, groups=4)
+    keep_depthwise_in_float32(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x=torch.ones(1, 4, 8, 8)).dtype is torch.float32

@@ -137,6 +137,16 @@ def test_a_fixed_norm_is_folded_into_the_weights_where_nobody_asks_for_a_gradien
     assert torch.autograd.grad(layer(probe).sum(), [probe])[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("trained", ["weight", "bias", "norm.weight", "norm.bias"])
+def test_whatever_is_trained_beside_a_fixed_norm_gets_its_gradient(trained):
+    layer = Conv2d(6, 6, 3, norm=fixed_norm(6, False)).double().requires_grad_(False)
+    parameter = layer.get_parameter(trained).requires_grad_()
+    x = numbers(1, 6, 32, 32).double().to(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad(layer(x).square().sum(), [parameter])
+    (expected,) = torch.autograd.grad(layer.norm(nn.Conv2d.forward(layer, x)).square().sum(), [parameter])
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("norm", ["GN", "LN", "SyncBN", ""])
 def test_other_norms_and_training_are_not_folded(norm):
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad((joined * weights).sum(), [x, *layer.parameters()])]
 
 
-@pytest.mark.parametrize("stride", [1, 2, (2, 1), 3])
+@pytest.mark.parametrize("stride", [1, 2, (2, 1), 3, 9])
 @pytest.mark.parametrize(
     ("kernel", "padding"),
     [

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hicl_d2.channels_last import is_pixel_by_pixel, pad
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from hicl_d2.d2.modeling import Backbone
@@ -69,9 +68,7 @@ class SameConv2d(Conv2d):
             )
         ]
         top, left = (amount // 2 for amount in total)
-        ends = left, total[1] - left, top, total[0] - top
-        has_gradient = x.requires_grad and torch.is_grad_enabled()
-        return super().forward(pad(x, *ends) if is_pixel_by_pixel(x) and not has_gradient else F.pad(x, ends))
+        return super().forward(F.pad(x, (left, total[1] - left, top, total[0] - top)))
 
 
 class InvertedResidual(CNNBlockBase):

@@ -34,9 +34,9 @@ def make_map(channels: int, size: tuple[int, int], seed: int, dtype: torch.dtype
     return values.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
-def make_convolutions(first: nn.Module | None = None, **settings: Any) -> nn.Module:
+def make_convolutions(**settings: Any) -> nn.Module:
     torch.manual_seed(0)
-    first = first or Conv2d(FINE + COARSE, OUT, 3, padding=1, **settings)
+    first = Conv2d(FINE + COARSE, OUT, 3, padding=1, **settings)
     second = Conv2d(OUT, OUT, 3, padding=1, activation=F.relu)
     return nn.Sequential(first, second).double()
 
