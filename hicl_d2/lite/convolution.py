@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hicl_d2.channels_last import is_pixel_by_pixel
+from hicl_d2.hooks import is_watched
 from hicl_d2.lite import depthwise
 from hicl_d2.lite.norms import FrozenBatchNorm2d
 
@@ -69,7 +70,7 @@ class Conv2d(nn.Conv2d):
         ):
             return False
         assert norm is not None
-        if norm._forward_hooks or norm._forward_pre_hooks:
+        if is_watched(norm):
             return False
         pixels = len(x) * x.shape[2] * x.shape[3] / (self.stride[0] * self.stride[1])
         return pixels > PIXELS_PER_WEIGHT * self.weight[0].numel()
@@ -77,7 +78,7 @@ class Conv2d(nn.Conv2d):
     def _in_its_place(self) -> Activation:
         """Return the activation, as one that writes over its input if neither a gradient nor a hook needs that."""
         assert self.activation is not None
-        is_free = type(self.norm) in OVERWRITABLE and not self.norm._forward_hooks  # type: ignore[union-attr]
+        is_free = type(self.norm) in OVERWRITABLE and not is_watched(self.norm)  # type: ignore[arg-type]
         known = (each for plain, each in IN_PLACE if is_free and plain is self.activation)
         return next(known, self.activation)
 

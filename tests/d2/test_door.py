@@ -54,6 +54,7 @@ def test_the_built_in_runtime_needs_nothing_else_of_the_project() -> None:
             "hicl_d2.channels_last",
             "hicl_d2.command.address",
             "hicl_d2.command.errors",
+            "hicl_d2.hooks",
             "hicl_d2.process_groups",
             "hicl_d2.weights",
         }, file

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
 from hicl_d2.lite.convolution import Conv2d
 from hicl_d2.lite.layers import FrozenBatchNorm2d, get_norm
@@ -108,20 +109,25 @@ FOLDED = [
 ]
 
 
-def counted(norm):
-    """Return a list that grows by one with each call of ``norm``, without a hook on it."""
-    calls, forward = [], norm.forward
-    norm.forward = lambda x: calls.append(1) or forward(x)
+@pytest.fixture
+def calls(monkeypatch):
+    """Return a list that grows by one with each call of a fixed norm, none of which is watched for it."""
+    calls = []
+    for kind in (nn.BatchNorm2d, FrozenBatchNorm2d):
+        forward = kind.forward
+        monkeypatch.setattr(
+            kind, "forward", lambda norm, x, forward=forward: calls.append(norm) or forward(norm, x)
+        )
     return calls
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "eval"])
 @pytest.mark.parametrize("options", FOLDED, ids=str)
-def test_a_fixed_norm_is_folded_into_the_weights_where_nobody_asks_for_a_gradient(options, frozen):
+def test_a_fixed_norm_is_folded_into_the_weights_where_nobody_asks_for_a_gradient(options, frozen, calls):
     layer = Conv2d(6, 6, norm=fixed_norm(6, frozen, eps=1e-3), activation=F.relu6, **options).double()
     x = numbers(2, 6, 24, 32).double().to(memory_format=torch.channels_last)
     expected = F.relu6(layer.norm(nn.Conv2d.forward(layer, x)))
-    calls = counted(layer.norm)
+    calls.clear()
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected.detach())
         assert not calls
@@ -164,10 +170,9 @@ def test_other_norms_and_training_are_not_folded(norm):
         torch.testing.assert_close(mean, torch.zeros(32), rtol=0, atol=1e-5)
 
 
-def test_whoever_looks_at_a_norm_sees_its_output_and_large_weights_are_left_alone():
+def test_whoever_looks_at_a_norm_sees_its_output_and_large_weights_are_left_alone(calls):
     layer = Conv2d(6, 6, 3, norm=fixed_norm(6, True), activation=F.relu)
     large, small = (numbers(1, 6, side, side).to(memory_format=torch.channels_last) for side in (32, 8))
-    calls = counted(layer.norm)
     with torch.no_grad():
         layer(large)
         assert len(calls) == 0
@@ -184,10 +189,9 @@ def test_whoever_looks_at_a_norm_sees_its_output_and_large_weights_are_left_alon
     assert torch.equal(result, seen[0].relu())
 
 
-def test_a_folded_convolution_takes_autocast_s_precision():
+def test_a_folded_convolution_takes_autocast_s_precision(calls):
     layer = Conv2d(6, 6, 3, norm=fixed_norm(6, True))
     x = numbers(1, 6, 64, 64).to(memory_format=torch.channels_last)
-    calls = counted(layer.norm)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         half = layer(x)
     assert not calls
@@ -195,3 +199,49 @@ def test_a_folded_convolution_takes_autocast_s_precision():
     with torch.no_grad():
         exact = layer.norm(nn.Conv2d.forward(layer, x))
     assert float((half - exact).norm()) < 0.01 * float(exact.norm())
+
+
+WATCHERS = {
+    "forward hook": lambda norm, seen: norm.register_forward_hook(lambda *_: seen.append(1)),
+    "forward pre-hook": lambda norm, seen: norm.register_forward_pre_hook(lambda *_: seen.append(1)),
+    "backward hook": lambda norm, seen: norm.register_full_backward_hook(lambda *_: seen.append(1)),
+    "backward pre-hook": lambda norm, seen: norm.register_full_backward_pre_hook(lambda *_: seen.append(1)),
+    "hook of all modules": lambda norm, seen: register_module_forward_hook(
+        lambda module, *_: seen.append(1) if module is norm else None
+    ),
+    "backward hook of all modules": lambda norm, seen: register_module_full_backward_hook(
+        lambda module, *_: seen.append(1) if module is norm else None
+    ),
+}
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "GN"])
+def test_a_watched_norm_trains_as_one_that_is_not(norm, watcher):
+    torch.manual_seed(0)
+    layer = Conv2d(3, 32, 3, norm=get_norm(norm, 32), activation=F.relu)
+    x = numbers(2, 3, 40, 40).to(memory_format=torch.channels_last).requires_grad_()
+
+    def gradients():
+        return torch.autograd.grad(layer(x).square().sum(), layer.parameters())
+
+    expected, seen = gradients(), []
+    handle = WATCHERS[watcher](layer.norm, seen)
+    try:
+        found = gradients()
+        assert len(seen) == 1
+        with torch.no_grad():
+            layer.eval()(x)
+        assert len(seen) == 1 + ("backward" not in watcher)
+    finally:
+        handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_a_forward_that_was_put_in_a_norm_s_place_is_called(norm):
+    layer = Conv2d(3, 32, 3, norm=get_norm(norm, 32), activation=F.relu).eval()
+    layer.norm.forward = lambda x: x + 1
+    x = numbers(2, 3, 40, 40).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(layer(x), F.relu(nn.Conv2d.forward(layer, x) + 1))

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.fused import host
+from hicl_d2.hooks import is_watched
 from hicl_d2.modeling.deeplab.bilinear import bilinear_matrix
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
 
@@ -28,8 +29,9 @@ Share = float | Callable[[Tensor], Tensor]
 
 
 def can_fuse(loss: nn.Module, logits: Tensor) -> bool:
-    """Return whether ``loss`` is one of the two losses, and ``logits`` are in the host's memory."""
-    return type(loss) in (PixelCrossEntropy, HardPixelMining) and host.on_host(logits)
+    """Return whether ``loss`` is one of the two losses, nobody sees its calls, and ``logits`` are in the host's memory."""
+    is_known = type(loss) in (PixelCrossEntropy, HardPixelMining)
+    return is_known and not is_watched(loss) and host.on_host(logits)
 
 
 @uncompiled

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hicl_d2.channels_last import is_pixel_by_pixel
 from hicl_d2.d2.layers import Conv2d
+from hicl_d2.hooks import is_watched
 from hicl_d2.modeling.deeplab.bilinear import bilinear_matrix, upsample_to
 
 # Multiplications that a small product costs for one of a large convolution, with the copies around it (measured).
@@ -35,8 +36,8 @@ def join(convolutions: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def _splittable(convolutions: nn.Module) -> Conv2d | None:
-    """Return the first of ``convolutions`` if it is 3x3 over all channels, keeps the size, and nobody looks at its input."""
-    if not isinstance(convolutions, nn.Sequential) or not isinstance(convolutions[0], Conv2d):
+    """Return the first of ``convolutions`` if it is 3x3 over all channels, keeps the size, and nobody sees its calls."""
+    if not isinstance(convolutions, nn.Sequential) or type(convolutions[0]) is not Conv2d:
         return None
     first = convolutions[0]
     is_plain = (
@@ -45,16 +46,7 @@ def _splittable(convolutions: nn.Module) -> Conv2d | None:
         and first.groups == 1
         and first.padding_mode == "zeros"
     )
-    return first if is_plain and not _has_hooks(convolutions) and not _has_hooks(first) else None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return first if is_plain and not is_watched(convolutions) and not is_watched(first) else None
 
 
 def _pays(fine: Tensor, coarse: Tensor) -> bool:

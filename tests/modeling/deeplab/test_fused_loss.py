@@ -131,6 +131,10 @@ def test_other_losses_and_other_devices_are_left_to_the_plain_way() -> None:
 
     assert not can_fuse(Own(255), torch.zeros(1))
     assert not can_fuse(nn.CrossEntropyLoss(), torch.zeros(1))
+    watched = PixelCrossEntropy(255)
+    assert can_fuse(watched, torch.zeros(1))
+    watched.register_forward_hook(lambda *_: None)
+    assert not can_fuse(watched, torch.zeros(1))
     assert not can_fuse(HardPixelMining(255), torch.zeros(1, device="meta"))
 
 

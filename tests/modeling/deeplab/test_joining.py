@@ -102,6 +102,13 @@ def test_a_head_s_two_convolutions_are_split_where_that_is_cheaper(splits: list[
         assert bool(splits) == is_split
 
 
+class Doubling(Conv2d):
+    """A convolution with a forward of its own, as an adapter has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     "first",
     [
@@ -113,6 +120,7 @@ def test_a_head_s_two_convolutions_are_split_where_that_is_cheaper(splits: list[
         Conv2d(FINE + COARSE, OUT, 1),
         Conv2d(FINE + COARSE, OUT, 5, padding=2),
         nn.Conv2d(FINE + COARSE, OUT, 3, padding=1),
+        Doubling(FINE + COARSE, OUT, 3, padding=1),
     ],
     ids=str,
 )
@@ -139,6 +147,15 @@ def test_a_hook_is_given_the_joined_map(place: str, kind: str, splits: list[tupl
     handle.remove()
     join(convolutions, fine, coarse)
     assert len(splits) == 2
+
+
+def test_a_forward_that_was_put_in_a_convolution_s_place_is_called(splits: list[tuple[int, ...]]) -> None:
+    convolutions: Any = make_convolutions()
+    fine, coarse = make_map(FINE, (24, 32), 1), make_map(COARSE, (6, 8), 2)
+    own = convolutions[0].forward
+    convolutions[0].forward = lambda x: 2 * own(x)
+    torch.testing.assert_close(join(convolutions, fine, coarse), plain(convolutions, fine, coarse))
+    assert splits == []
 
 
 @pytest.mark.parametrize("which", ["fine", "coarse", "both"])
