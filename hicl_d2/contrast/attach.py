@@ -1,7 +1,8 @@
 """Attaching a contrast to a model that knows nothing of it, by the name of a module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from hicl_d2.contrast.attachment import NAME, Attachment, find_images
 from hicl_d2.contrast.balance import KINDS, GradientBalance
 from hicl_d2.contrast.build import build_contrast
-from hicl_d2.contrast.frame import Contrast
+from hicl_d2.contrast.checks import check_number, check_whole
+from hicl_d2.contrast.frame import Contrast, generator_seed
 from hicl_d2.contrast.grid import infer_stride
 from hicl_d2.contrast.taps import Tap, channels_of, find_module, reading, run_blank
 
@@ -19,6 +21,8 @@ __all__ = ["attach", "strip"]
 
 # What wrappers put before the names of a model's tensors: DistributedDataParallel and averaged copies, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+# In the state of every contrast: its count of steps.
+_MARK = f"{NAME}.steps"
 # Sides of the windows in image pixels: those of the default windows at stride 4.
 _WINDOW_PIXELS = (4, 8, 16, 32)
 
@@ -102,17 +106,18 @@ def attach(
         warmup_iters: calls over which its weight then rises linearly from 0.
         seed: of the initial parameters and of what is drawn; the global random state is left alone.
         settings: keywords of the contrast (`build_contrast`), such as ``ignore_value``. ``windows="auto"`` makes windows
-            of 4, 8, 16, 32 and 64 image pixels whatever the stride: those of the defaults at stride 4.
+            of 4, 8, 16 and 32 image pixels whatever the stride: those of the defaults at stride 4.
 
     Raises ValueError, naming the nearest, for a module that does not exist; for a model that has a contrast already, is
-    compiled or wrapped, or is an nn.Sequential; and where channels or stride cannot be found.
+    compiled, wrapped or scripted, or is an nn.Sequential; for values out of range; and where channels or stride cannot be
+    found.
     """
     _check_model(model)
-    if weight_of not in KINDS:
-        raise ValueError(f"weight_of must be {' or '.join(KINDS)}, not {weight_of!r}")
+    _check_settings(weight, weight_of, start_iter, warmup_iters, seed, grid, stride)
     taps = {"feature": _make_tap(model, "feature", feature, side)}
     if logits is not None:
         taps["logits"] = _make_tap(model, "logits", logits, "output")
+        check_whole(1, num_classes=num_classes)
         if to_logits is None:
             _check_classes(model, logits, num_classes)
     if image is not None:
@@ -147,19 +152,56 @@ def attach(
 def strip(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``state_dict`` of a model without what `attach` added: the plain model's weights.
 
-    Names are kept as they are, also with the prefix that a wrapper puts before them.
+    The contrast is found wherever it is in the model (``model.hicl.`` of a wrapper's state, say). Other names are kept.
+
+    Raises ValueError for a checkpoint that holds state dicts.
     """
-    return {key: value for key, value in state_dict.items() if not _is_of_contrast(key)}
+    inner = [key for key, value in state_dict.items() if isinstance(value, Mapping)]
+    if inner:
+        raise ValueError(
+            f"strip takes the state dict of a model, and this holds others: {', '.join(map(str, inner))}; give the one of the "
+            "model"
+        )
+    ends = [key for key in state_dict if f".{key}".endswith(f".{_MARK}")]
+    prefixes = tuple(key.removesuffix(_MARK) + f"{NAME}." for key in ends)
+    return {key: value for key, value in state_dict.items() if not _is_of_contrast(key, prefixes)}
 
 
-def _is_of_contrast(key: str) -> bool:
+def _is_of_contrast(key: str, prefixes: tuple[str, ...]) -> bool:
+    if key.startswith(prefixes):
+        return True
     while key.startswith(_WRAPPERS):
         key = key.partition(".")[2]
     return key.startswith(f"{NAME}.")
 
 
+def _check_settings(
+    weight: float,
+    weight_of: str,
+    start_iter: int,
+    warmup_iters: int,
+    seed: int,
+    grid: tuple[int, int] | None,
+    stride: int | None,
+) -> None:
+    check_number(0, weight=weight)
+    if weight_of not in KINDS:
+        raise ValueError(f"weight_of must be {' or '.join(KINDS)}, not {weight_of!r}")
+    check_whole(0, start_iter=start_iter, warmup_iters=warmup_iters)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, not {seed!r}")
+    if stride is not None:
+        check_whole(1, stride=stride)
+    if grid is not None:
+        if not isinstance(grid, Sequence) or len(grid) != 2:
+            raise ValueError(f"grid must be (h, w), the rows and columns of the tokens, not {grid!r}")
+        check_whole(1, **{"grid's height": grid[0], "grid's width": grid[1]})
+
+
 def _check_model(model: nn.Module) -> None:
     name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"attach to the model before torch.jit: {name} takes no hooks")
     if isinstance(model, DistributedDataParallel | DataParallel) or name == "FullyShardedDataParallel":
         raise ValueError(
             f"attach to the model before it is wrapped: {name} would not know the contrast's parameters"
@@ -178,6 +220,10 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _make_tap(model: nn.Module, role: str, name: str, side: str) -> Tap:
+    if not isinstance(name, str):
+        names = [known for known, module in model.named_modules() if module is name]
+        hint = f": {names[0]!r}" if names else ""
+        raise ValueError(f"{role} must be the name of a module{hint}, not {type(name).__name__}")
     try:
         find_module(model, name)
     except ValueError as error:
@@ -258,6 +304,6 @@ def _build(
     """Build the contrast on the device of ``like``, in its type if that is float64, from a random state of its own."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds every device, and those are not forked.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(generator_seed(seed))
         contrast = build_contrast(name, channels, num_classes, **settings)
     return contrast.to(like.device, torch.float64 if like.dtype == torch.float64 else None)

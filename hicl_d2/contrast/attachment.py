@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from hicl_d2.contrast.balance import GradientBalance
 from hicl_d2.contrast.frame import Contrast, step_seed, zero_with_graph
 from hicl_d2.contrast.fused.host import on_host
+from hicl_d2.contrast.grid import signed
 from hicl_d2.contrast.schedule import ramp
 from hicl_d2.contrast.taps import Tap, find_module
 
@@ -222,6 +223,7 @@ class Attachment:
             is_tensor = isinstance(labels, Tensor)
             found = f"{tuple(labels.shape)} {labels.dtype}" if is_tensor else type(labels).__name__
             raise ValueError(f"labels must be ({batch}, H, W) of an integer type, not {found}")
+        labels = signed(labels)
         self._look_at(contrast, labels)
         labels = labels.to(seen.features.device, non_blocking=True)
         if seen.images is None:

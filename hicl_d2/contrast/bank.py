@@ -55,12 +55,16 @@ class ComponentBank(nn.Module):
 
     @torch.no_grad()
     def remember(self, components: Components) -> None:
-        """Write this step's components of all processes; their number must be the same on every process."""
+        """Write this step's components of all processes; their number must be the same on every process.
+
+        A row that is not finite is left out: it would spoil every later step.
+        """
         rows, classes, levels = (
             gather_rows(part) for part in (components.rows.detach(), components.classes, components.levels)
         )
         rings = self.num_classes * self.num_levels
-        ring = torch.where(classes >= 0, classes * self.num_levels + levels, rings)
+        is_kept = (classes >= 0) & rows.isfinite().all(dim=1)
+        ring = torch.where(is_kept, classes * self.num_levels + levels, rings)
         ordered, order = ring.sort(stable=True)
         first = torch.searchsorted(ordered, torch.arange(rings + 1, device=ring.device))
         turn = torch.arange(len(ring), device=ring.device) - first[ordered]

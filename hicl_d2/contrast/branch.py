@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hicl_d2.contrast.anchors import Sample, choose_anchors, sample_balanced, wrongly_predicted
 from hicl_d2.contrast.bank import ComponentBank
 from hicl_d2.contrast.candidates import WindowLabels, middle_labels
+from hicl_d2.contrast.checks import check_number, check_whole
 from hicl_d2.contrast.class_pooling import find_candidates, gather_class_windows
 from hicl_d2.contrast.components import Components
 from hicl_d2.contrast.diagnostics import mean_similarities
 from hicl_d2.contrast.frame import Contrast
 from hicl_d2.contrast.grid import LabelGrid
-from hicl_d2.contrast.levels import Level, make_levels
+from hicl_d2.contrast.levels import Level, Values, make_levels
 from hicl_d2.contrast.loss import Contrasted
 from hicl_d2.contrast.operations import OPERATIONS, Operations
 from hicl_d2.contrast.pairing import Pairing, pair
@@ -87,11 +88,11 @@ class HiCLBranch(Contrast):
         overlap: bool = False,
         pooling: str = "window",
         cell_class: str = "middle",
-        purity: Sequence[float] = (0.9,),
-        coverage: Sequence[float] = (0.5,),
-        confidence_low: Sequence[float] = (0.0,),
-        confidence_high: Sequence[float] = (1.0,),
-        level_weights: Sequence[float] = (1.0,),
+        purity: Values = (0.9,),
+        coverage: Values = (0.5,),
+        confidence_low: Values = (0.0,),
+        confidence_high: Values = (1.0,),
+        level_weights: Values = (1.0,),
         level_loss: str = "joint",
         detach_components: bool = False,
         anchors: int = 1024,
@@ -108,7 +109,7 @@ class HiCLBranch(Contrast):
         gather: bool = False,
         implementation: str = "fused",
     ) -> None:
-        """Make the branch. Sequences of one value hold for every window, others have one value per window.
+        """Make the branch. A number, or a sequence of one, holds for every window; other sequences have one value per window.
 
         Args:
             in_channels: C of the features.
@@ -161,11 +162,10 @@ class HiCLBranch(Contrast):
         _check_choices(
             level_loss=level_loss, implementation=implementation, pooling=pooling, cell_class=cell_class
         )
-        _check_shares(hard_share, boundary_negatives, positive_focus)
-        if anchors < 1 or components < 1 or bank_size < 0:
-            raise ValueError(
-                f"budgets must be at least 1: {anchors} anchors, {components} components, bank {bank_size}"
-            )
+        check_number(0, 1, hard_share=hard_share, boundary_negatives=boundary_negatives)
+        check_number(0, positive_focus=positive_focus)
+        check_whole(1, anchors=anchors, components=components)
+        check_whole(0, bank_size=bank_size, bank_start=bank_start)
         self.by_class = pooling == "class"
         if self.by_class and (
             boundary_negatives > 0 or any(level.confidence != (0.0, 1.0) for level in self.levels)
@@ -183,9 +183,9 @@ class HiCLBranch(Contrast):
         self.implementation = implementation
         self.uniform = len({level.weight for level in self.levels}) == 1
         # A buffer, so that no step copies it to the device and waits for it.
-        weights = torch.tensor([level.weight for level in self.levels])
-        self.register_buffer("level_weights", weights, persistent=False)
         self.level_weights: Tensor
+        self.register_buffer("level_weights", _weights(self.levels), persistent=False)
+        self.register_load_state_dict_post_hook(_restore_weights)
         self.bank = (
             ComponentBank(num_classes, len(self.levels), bank_size, dim, bank_start)
             if bank_size > 0
@@ -372,9 +372,12 @@ def _check_choices(**chosen: str) -> None:
             raise ValueError(f"{name} must be {' or '.join(choices[name])}, not {value!r}")
 
 
-def _check_shares(hard_share: float, boundary_negatives: float, positive_focus: float) -> None:
-    for name, share in (("hard_share", hard_share), ("boundary_negatives", boundary_negatives)):
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"{name} must lie in 0 to 1, not {share}")
-    if positive_focus < 0.0:
-        raise ValueError(f"positive_focus must not be negative, not {positive_focus}")
+def _weights(levels: Sequence[Level]) -> Tensor:
+    return torch.tensor([level.weight for level in levels])
+
+
+def _restore_weights(branch: nn.Module, keys: object) -> None:
+    """Make the weights anew, which no state dict has: a branch made on the meta device gets them with its parameters."""
+    assert isinstance(branch, HiCLBranch)
+    parameter = branch.embedding.output.weight
+    branch.level_weights = _weights(branch.levels).to(parameter.device, branch.level_weights.dtype)

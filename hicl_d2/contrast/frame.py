@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hicl_d2.contrast.checks import check_number, check_whole
 from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.grid import LabelGrid, align_labels, resize_logits
 
@@ -91,11 +92,11 @@ class Contrast(nn.Module):
             embedding_layers: its linear layers; 1 is a projection.
         """
         super().__init__()
-        if not temperature > 0:
+        check_number(0, temperature=temperature)
+        if temperature == 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
-        for name, value in (("in_channels", in_channels), ("num_classes", num_classes), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check_whole(1, in_channels=in_channels, num_classes=num_classes)
+        check_whole(1, dim=dim, hidden_dim=hidden_dim, embedding_layers=embedding_layers)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.ignore_value = ignore_value
@@ -136,7 +137,7 @@ class Contrast(nn.Module):
             if logits is not None:
                 logits = resize_logits(logits, size)
             generator = self.make_generator(features.device, seed)
-            loss, step = self.contrast(features, grid, logits, generator)
+            loss, step = self._contrast(features, grid, logits, generator)
             if not self.reaches_all:
                 loss = loss + zero_with_graph(self)
             return ContrastOutput(loss, self.describe(step) if describe else {})
@@ -152,7 +153,24 @@ class Contrast(nn.Module):
             logits: (B, K, h, w), detached, float32 or float64, or None.
             generator: on the features' device, seeded for this step.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no method contrast, which computes the loss"
+        )
+
+    def _contrast(self, *args: Any) -> tuple[Tensor, Any]:
+        """Call `contrast`, and raise TypeError if a class of somebody's own returns something else."""
+        found = self.contrast(*args)
+        if not (
+            isinstance(found, tuple)
+            and len(found) == 2
+            and isinstance(found[0], Tensor)
+            and not found[0].dim()
+        ):
+            raise TypeError(
+                f"{type(self).__name__}.contrast must return a loss, a tensor of no axes, and the figures of the step, "
+                f"not {_shape(found) if isinstance(found, Tensor) else type(found).__name__}"
+            )
+        return found
 
     def describe(self, step: Any) -> dict[str, Tensor]:
         """Return the diagnostics (0-d, detached, by name). By default ``step``, from `contrast`, already is that dict."""
@@ -234,6 +252,13 @@ class Contrast(nn.Module):
                 f"the contrast computes in float32, but its parameters are {self.embedding.dtype}; call float() on it "
                 "(features, and the model that they come from, may be of any float type)"
             )
+        for name, value in (("features", features), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
+        if 0 in features.shape:
+            raise ValueError(
+                f"features of {_shape(features)} hold no image or no cell; leave such a batch out"
+            )
         if features.dim() != 4 or features.shape[1] != self.in_channels or not features.is_floating_point():
             raise ValueError(
                 f"features must be (B, {self.in_channels}, h, w) of a float type, not {_shape(features)} {features.dtype}"
@@ -253,7 +278,12 @@ class Contrast(nn.Module):
 def step_seed(step: int, seed: int = 0) -> int:
     """Return the seed of what one process draws in one step: different for each ``step``, process and ``seed``."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    return (seed * 1_000_003 + step) * 4096 + rank
+    return generator_seed((seed * 1_000_003 + step) * 4096 + rank)
+
+
+def generator_seed(seed: int) -> int:
+    """Return ``seed``, any whole number, as one that a generator takes."""
+    return seed if -(2**63) <= seed < 2**64 else seed % 2**64
 
 
 def zero_with_graph(module: nn.Module) -> Tensor:

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LabelGrid", "align_labels", "at_middle", "infer_stride", "nearest_classes", "resize_logits"]
+__all__ = [
+    "LabelGrid",
+    "align_labels",
+    "at_middle",
+    "infer_stride",
+    "nearest_classes",
+    "resize_logits",
+    "signed",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ def align_labels(
     B, H, W = labels.shape
     h, w = feature_size
     stride = infer_stride((H, W), (h, w))
+    labels = signed(labels)
     planes = _narrow(labels, num_classes)
     if 0 <= ignore_value < num_classes:
         planes = planes.masked_fill(labels == ignore_value, num_classes)
@@ -90,6 +99,13 @@ def align_labels(
         planes = F.pad(planes, (0, w * stride - W, 0, h * stride - H), value=num_classes)
     cells = planes.view(B, h, stride, w, stride).permute(2, 4, 0, 1, 3)
     return LabelGrid(cells.reshape(stride * stride, B, h, w), stride, num_classes)
+
+
+def signed(labels: Tensor) -> Tensor:
+    """Return integer ``labels`` in a type that compares and clamps; torch stores unsigned ones of 16 bits and more alone."""
+    if labels.dtype == torch.uint16:
+        return labels.to(torch.int32)
+    return labels.to(torch.int64) if labels.dtype in (torch.uint32, torch.uint64) else labels
 
 
 def _narrow(labels: Tensor, num_classes: int) -> Tensor:

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 
-__all__ = ["Level", "make_levels"]
+__all__ = ["Level", "Values", "make_levels"]
+
+# One value for all windows, or one per window.
+Values = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,23 @@ class Level:
 
 def make_levels(
     windows: Sequence[int],
-    purity: Sequence[float],
-    coverage: Sequence[float],
-    confidence_low: Sequence[float],
-    confidence_high: Sequence[float],
-    weights: Sequence[float],
+    purity: Values,
+    coverage: Values,
+    confidence_low: Values,
+    confidence_high: Values,
+    weights: Values,
     *,
     overlap: bool,
 ) -> tuple[Level, ...]:
     """Make the levels that are on: those with a weight above 0.
 
-    Each list but ``windows`` has one value for all windows or one per window. With ``overlap`` windows start half a
+    Each setting but ``windows`` has one value for all windows or one per window. With ``overlap`` windows start half a
     window apart.
 
     Raises ValueError for windows that are not ascending, lists of another length, thresholds out of range, or when
     no level is left.
     """
-    if not windows or any(w < 1 for w in windows) or any(a >= b for a, b in pairwise(windows)):
-        raise ValueError(f"windows must be whole numbers from 1, ascending, not {tuple(windows)}")
+    _check_windows(windows)
     shared = {
         "purity": purity,
         "coverage": coverage,
@@ -70,9 +73,9 @@ def make_levels(
     columns = {name: _per_window(name, values, len(windows)) for name, values in shared.items()}
     for name in ("purity", "coverage", "confidence_low", "confidence_high"):
         if not all(0.0 <= value <= 1.0 for value in columns[name]):
-            raise ValueError(f"{name} must lie in 0 to 1, not {tuple(shared[name])}")
+            raise ValueError(f"{name} must lie in 0 to 1, not {shared[name]}")
     if not all(value >= 0.0 for value in columns["level_weights"]):
-        raise ValueError(f"level_weights must not be negative, not {tuple(weights)}")
+        raise ValueError(f"level_weights must not be negative, not {weights}")
     levels = tuple(
         Level(window, max(1, window // 2) if overlap else window, p, c, (low, high), weight)
         for window, p, c, low, high, weight in zip(windows, *columns.values(), strict=True)
@@ -83,7 +86,20 @@ def make_levels(
     return levels
 
 
-def _per_window(name: str, values: Sequence[float], count: int) -> list[float]:
+def _check_windows(windows: Sequence[int]) -> None:
+    is_sequence = isinstance(windows, Sequence) and not isinstance(windows, str)
+    are_whole = is_sequence and all(isinstance(w, Integral) and w >= 1 for w in windows)
+    if not are_whole or not windows or any(a >= b for a, b in pairwise(windows)):
+        raise ValueError(
+            f"windows must be whole numbers from 1, ascending, such as (1, 2, 4, 8), not {windows!r}"
+        )
+
+
+def _per_window(name: str, values: Values, count: int) -> list[float]:
+    if isinstance(values, Real):
+        values = (float(values),)
+    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+        raise ValueError(f"{name} must be a number, or one for each window, not {values!r}")
     if len(values) not in (1, count):
         raise ValueError(
             f"{name} needs one value, or as many as there are windows ({count}), not {len(values)}"

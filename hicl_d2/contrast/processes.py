@@ -5,7 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from hicl_d2.contrast.once import differentiable_once
 
 __all__ = ["gather_rows", "is_distributed"]
 
@@ -41,7 +42,7 @@ class _GatherRows(torch.autograd.Function):
         return _stack(rows)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("use gather=False (MODEL.HICL.GATHER)")
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)

@@ -127,6 +127,7 @@ def reading(model: nn.Module, taps: Iterable[Tap]) -> Iterator[None]:
 def find_module(model: nn.Module, name: str) -> nn.Module:
     """Return the module called ``name``; raise ValueError with the modules that it could have been."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    del modules[""]
     if name and name in modules:
         return modules[name]
     parent = name
@@ -163,6 +164,8 @@ def channels_of(module: nn.Module, side: str) -> int | None:
         return next((getattr(module, name) for name in names if hasattr(module, name)), None) or None
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return module.num_features or None
+    if isinstance(module, nn.LayerNorm):  # over the last axis of tokens (B, N, C)
+        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else None
     return module.num_channels if isinstance(module, nn.GroupNorm) else None
 
 

@@ -6,6 +6,7 @@ quarter to three fifths of the time in float32 and a tenth or less in bfloat16. 
 for a stride, which is computed in float32.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def convolve(
 
 
 class _Depthwise(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
@@ -56,6 +59,20 @@ class _Depthwise(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, ctx.stride, ctx.padding = inputs
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def jvp(ctx: Any, of_x: Any, of_weight: Any, of_bias: Any, *others: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        pairs = [(of_x, weight), (x, of_weight)]
+        known = [(maps, kernels) for maps, kernels in pairs if maps is not None and kernels is not None]
+        parts = [
+            F.conv2d(maps, kernels, None, ctx.stride, ctx.padding, groups=len(kernels))
+            for maps, kernels in known or [(torch.zeros_like(x), weight)]
+        ]
+        if of_bias is not None:
+            parts.append(of_bias.view(-1, 1, 1))
+        return functools.reduce(torch.add, parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

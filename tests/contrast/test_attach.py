@@ -182,6 +182,27 @@ def test_detaching_gives_the_plain_model_back() -> None:
     assert model.hicl is again
 
 
+def test_strip_finds_a_contrast_below_other_modules() -> None:
+    class Task(nn.Module):
+        def __init__(self, *models: nn.Module) -> None:
+            super().__init__()
+            self.models = nn.ModuleList(models)
+
+    plain = Task(make_model(), make_model()).state_dict()
+    model = Task(attached(weight_of="gradient")[0], attached(bank_size=3)[0])
+    assert any(".hicl." in key for key in model.state_dict())
+    assert list(strip(model.state_dict())) == list(plain)
+    averaged = AveragedModel(model).state_dict()
+    assert list(strip(averaged)) == ["n_averaged", *(f"module.{key}" for key in plain)]
+
+
+def test_strip_of_a_whole_checkpoint_is_refused() -> None:
+    model, _ = attached()
+    checkpoint = {"model": model.state_dict(), "optimizer": {}, "epoch": 3}
+    with pytest.raises(ValueError, match="this holds others: model, optimizer; give the one of the model"):
+        strip(checkpoint)
+
+
 def test_strip_gives_the_plain_weights_also_of_a_wrapped_model() -> None:
     plain = make_model()
     model, _ = attached()

@@ -18,7 +18,21 @@ from tests.contrast.attach_models import CLASSES, Tokens, Toy, attached, make_ba
     [
         ({"feature": "clasifier"}, r"feature: Toy has no module 'clasifier'; did you mean classifier\?.*candidates"),
         ({"feature": "middle.7"}, r"no module 'middle\.7'.*candidates below middle: middle\.0, middle\.1, middle\.2"),
-        ({"feature": ""}, "feature: Toy has no module ''"),
+        ({"feature": ""}, "feature: Toy has no module ''; candidates"),
+        ({"feature": None}, "feature must be the name of a module, not NoneType"),
+        ({"weight": "0.1"}, "weight must be a number from 0 on, not '0.1'"),
+        ({"weight": -1}, "weight must be a number from 0 on, not -1"),
+        ({"weight": float("nan")}, "weight must be a number from 0 on, not nan"),
+        ({"weight": None}, "weight must be a number from 0 on, not None"),
+        ({"start_iter": 0.5}, "start_iter must be a whole number from 0 on, not 0.5"),
+        ({"warmup_iters": -1}, "warmup_iters must be a whole number from 0 on, not -1"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"grid": 8}, r"grid must be \(h, w\).*not 8"),
+        ({"grid": (8, 0)}, "grid's width must be a whole number from 1 on, not 0"),
+        ({"stride": 0, "windows": "auto"}, "stride must be a whole number from 1 on, not 0"),
+        ({"num_classes": 4.0}, "num_classes must be a whole number from 1 on, not 4.0"),
+        ({"hidden_dim": 0}, "hidden_dim must be a whole number from 1 on, not 0"),
+        ({"windows": (1.0, 2.0)}, "windows must be whole numbers"),
         ({"logits": "classifierr"}, "logits: .*did you mean classifier"),
         ({"image": "bacbone"}, "image: .*did you mean backbone"),
         ({"side": "inputs"}, "input or output, not 'inputs'"),
@@ -39,6 +53,24 @@ def test_what_cannot_be_attached_is_refused_and_leaves_the_model_alone(settings:
         attached(model, **settings)
     assert not hasattr(model, "hicl")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_module_in_place_of_its_name_is_told_its_name() -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match="feature must be the name of a module: 'classifier', not Conv2d"):
+        attached(model, feature=model.classifier)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63), torch.iinfo(torch.int64).max, 10**30])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    losses = []
+    for each in (seed, seed, seed + 1):
+        model, branch = attached(seed=each, anchors=8, components=8)
+        model.load_state_dict(attached(seed=0, anchors=8, components=8)[0].state_dict())
+        images, labels = make_batch()
+        model(images)
+        losses.append(branch.loss(labels).item())
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_attaching_twice_is_refused() -> None:
@@ -62,6 +94,8 @@ def test_models_that_would_not_see_the_contrast_are_refused(tmp_path: Path) -> N
             (named, "an attribute hicl of its own"),
             (compiled, "before it is compiled"),
             (torch.compile(make_model(), backend="eager"), "before it is compiled"),
+            (torch.jit.script(nn.Conv2d(3, CLASSES, 1)), "before torch.jit"),
+            (torch.jit.trace(make_model(), make_batch()[0]), "before torch.jit"),
             (nn.DataParallel(make_model()), "before it is wrapped"),
             (wrapped, "before it is wrapped"),
         ):
@@ -234,6 +268,36 @@ def test_labels_that_do_not_fit_are_refused(labels: Any, message: str) -> None:
     model(make_batch()[0])
     with pytest.raises(ValueError, match=message):
         branch.loss(labels)
+
+
+DTYPES = [
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_labels_of_every_integer_type_give_the_same(dtype: torch.dtype) -> None:
+    model, branch = attached(ignore_value=100)
+    images, labels = make_batch()
+    labels = torch.where(labels == 255, 100, labels)
+    losses = []
+    for each in (labels, labels.to(dtype)):
+        model(images)
+        branch.steps = 0
+        losses.append(branch.loss(each).item())
+    assert losses[0] == losses[1] > 0
+    model(images)
+    with pytest.raises(ValueError, match="labels hold 101, neither"):
+        branch.loss(torch.full_like(labels, 101).to(dtype))
+    features = torch.randn(2, 12, 8, 8)
+    assert torch.equal(*(branch(features, each, seed=0).loss for each in (labels, labels.to(dtype))))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

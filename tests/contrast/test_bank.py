@@ -2,11 +2,13 @@
 
 from collections import deque
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hicl_d2.contrast.bank import ComponentBank
+from hicl_d2.contrast.build import build_contrast
 from hicl_d2.contrast.components import Components
 from tests.contrast.batches import make_batch, make_branch
 
@@ -46,6 +48,30 @@ def test_equals_a_queue_per_ring(K: int, L: int, size: int, steps: list[list[tup
             assert sorted(recalled.rows[there, 0].tolist()) == sorted(queue)
         assert int((recalled.classes >= 0).sum()) == sum(len(queue) for queue in queues.values())
     assert int(bank.updates) == len(steps)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_is_left_out(bad: float) -> None:
+    bank = ComponentBank(2, 1, 3, dim=2)
+    classes, levels = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long)
+    bank.remember(Components(torch.tensor([[1.0, 1.0], [2.0, bad], [bad, 3.0]]), classes, levels))
+    recalled = bank.recall()
+    assert recalled.rows[recalled.classes >= 0].tolist() == [[1.0, 1.0]]
+    bank.remember(Components(torch.full((3, 2), bad), classes, levels))
+    assert bank.rows.isfinite().all()
+    assert bank.written.flatten().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["hicl", "pixel_memory", "region"])
+def test_one_bad_batch_spoils_no_later_one(name: str) -> None:
+    torch.manual_seed(0)
+    contrast = build_contrast(name, 5, 4, bank_size=8, windows=(1, 2)).double()
+    for step in range(6):
+        features, labels, logits = make_batch(seed=step, size=(12, 12))
+        if step == 2:
+            features = torch.where(torch.rand(12, 12) < 0.2, float("inf"), features.detach()).requires_grad_()
+        loss = contrast(features, labels, logits, seed=step).loss
+        assert bool(loss.isfinite()) == (step != 2)
 
 
 def test_waits_for_its_start() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hicl_d2.contrast import HiCLBranch
+from hicl_d2.contrast import Contrast, HiCLBranch
 from hicl_d2.contrast import branch as branch_module
 from tests.contrast.batches import (
     draw,
@@ -307,15 +307,97 @@ def test_in_channels_and_num_classes_are_those_of_the_input() -> None:
         ({"boundary_negatives": -1.0}, "boundary_negatives"),
         ({"positive_focus": -1.0}, "positive_focus"),
         ({"temperature": 0.0}, "temperature"),
-        ({"anchors": 0}, "budgets"),
-        ({"components": 0}, "budgets"),
-        ({"bank_size": -1}, "bank"),
-        ({"dim": 0}, "dim"),
+        ({"windows": 4}, r"windows must be whole numbers from 1, ascending, such as \(1, 2, 4, 8\), not 4"),
+        ({"windows": (1.0, 2.0)}, "windows must be whole numbers"),
+        ({"windows": "Auto"}, "windows must be whole numbers .* not 'Auto'"),
+        ({"purity": 1.5}, "purity must lie in 0 to 1, not 1.5"),
+        ({"purity": "0.9"}, "purity must be a number, or one for each window, not '0.9'"),
+        ({"coverage": None}, "coverage must be a number, or one for each window, not None"),
+        ({"anchors": 0}, "anchors must be a whole number from 1 on, not 0"),
+        ({"anchors": 100.0}, "anchors must be a whole number from 1 on, not 100.0"),
+        ({"components": 0}, "components must be a whole number from 1 on"),
+        ({"bank_size": -1}, "bank_size must be a whole number from 0 on"),
+        ({"bank_start": 0.5}, "bank_start must be a whole number from 0 on"),
+        ({"dim": 0}, "dim must be a whole number from 1 on"),
+        ({"hidden_dim": 0}, "hidden_dim must be a whole number from 1 on"),
+        ({"embedding_layers": True}, "embedding_layers must be a whole number from 1 on, not True"),
+        ({"num_classes": 3.0}, "num_classes must be a whole number from 1 on, not 3.0"),
+        ({"temperature": float("nan")}, "temperature must be a number from 0 on, not nan"),
+        ({"temperature": float("inf")}, "temperature must be a number from 0 on, not inf"),
+        ({"hard_share": "half"}, "hard_share must be a number from 0 to 1, not 'half'"),
     ],
 )
 def test_refuses_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_branch(**settings)
+
+
+def test_one_number_holds_for_every_window() -> None:
+    one = make_branch(windows=(1, 2), purity=0.8, coverage=0, level_weights=2, confidence_high=1)
+    many = make_branch(
+        windows=(1, 2), purity=(0.8, 0.8), coverage=(0.0,), level_weights=(2, 2), confidence_high=(1, 1)
+    )
+    assert one.levels == many.levels
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_branch_made_without_memory_is_whole_once_its_state_is_loaded(assign: bool) -> None:
+    made = make_branch(level_weights=(1.0, 0.5, 0.25))
+    with torch.device("meta"):
+        empty = make_branch(level_weights=(1.0, 0.5, 0.25))
+    if not assign:
+        empty.to_empty(device="cpu")
+    empty.load_state_dict(made.state_dict(), assign=assign)
+    assert empty.level_weights.tolist() == [1.0, 0.5, 0.25]
+    features, labels, logits = make_batch()
+    assert torch.equal(*(each(features, labels, logits, seed=0).loss for each in (made, empty)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [[1]]}, "labels must be a tensor, not list"),
+        ({"features": None}, "features must be a tensor, not NoneType"),
+        (
+            {"features": torch.zeros(0, 5, 5, 6), "labels": torch.zeros(0, 10, 12).long()},
+            "hold no image or no cell",
+        ),
+        ({"features": torch.zeros(2, 5, 0, 6)}, "hold no image or no cell"),
+    ],
+    ids=str,
+)
+def test_input_that_holds_nothing_is_named(change: dict[str, Any], message: str) -> None:
+    features, labels, _ = make_batch()
+    with pytest.raises(ValueError, match=message):
+        make_branch()(**{"features": features, "labels": labels, **change})
+
+
+class Wrong(Contrast):
+    """A contrast of somebody's own that returns what it is told."""
+
+    found: Any = None
+
+    def contrast(self, *args: Any) -> Any:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (torch.zeros(()), r"a tensor of no axes, and the figures of the step, not \(\)"),
+        ((torch.zeros(3), {}), "not tuple"),
+        (None, "Wrong.contrast must return a loss.*not NoneType"),
+    ],
+    ids=str,
+)
+def test_a_contrast_of_ones_own_must_return_loss_and_figures(found: Any, message: str) -> None:
+    contrast = Wrong(5, 4).double()
+    contrast.found = found
+    features, labels, _ = make_batch()
+    with pytest.raises(TypeError, match=message):
+        contrast(features, labels)
+    with pytest.raises(NotImplementedError, match="Contrast defines no method contrast"):
+        Contrast(5, 4).double()(features, labels)
 
 
 def test_diagnostics_are_named_per_level() -> None:

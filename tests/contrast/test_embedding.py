@@ -1,7 +1,10 @@
 """The embedding head against its layers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch.nn.utils import prune  # noqa: F401 - torch.nn.utils alone does not import it
 
 from hicl_d2.contrast.embedding import EmbeddingHead
 from hicl_d2.contrast.fused import embedding as fused
@@ -109,6 +112,39 @@ def test_rows_without_gradient_leave_the_parameters_theirs() -> None:
 def test_a_head_for_other_channels_is_like_this_one() -> None:
     other = make_head(3).for_channels(9)
     assert [tuple(p.shape) for p in other.parameters() if p.dim() == 2] == [(7, 9), (7, 7), (4, 7)]
+
+
+def through_spectral_norm(layer: torch.nn.Module) -> None:
+    torch.nn.utils.parametrizations.spectral_norm(layer)
+
+
+def through_weight_norm(layer: torch.nn.Module) -> None:
+    torch.nn.utils.parametrizations.weight_norm(layer)
+
+
+def pruned(layer: torch.nn.Module) -> None:
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [through_spectral_norm, through_weight_norm, pruned])
+def test_weights_that_are_made_of_others_train(change: Callable[[torch.nn.Module], None]) -> None:
+    heads = [make_head(3), make_head(3)]
+    for head in heads:
+        for layer in (*head.hidden, head.output):
+            torch.manual_seed(1)
+            change(layer)
+        head.eval()  # the power iteration of a spectral norm stands still
+    rows = torch.randn(9, 5, dtype=torch.float64)
+    for _ in range(2):
+        found = [OPERATIONS[form].embed(head, rows) for form, head in zip(OPERATIONS, heads, strict=True)]
+        torch.testing.assert_close(*found)
+        for head, embedded in zip(heads, found, strict=True):
+            embedded[:, 0].sum().backward()
+            with torch.no_grad():
+                for parameter in head.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
 
 
 def test_no_layer_at_all_is_refused() -> None:

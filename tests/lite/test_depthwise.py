@@ -1,10 +1,12 @@
 """Depthwise convolutions: the gradients of torch's own, in the precision that they are asked for."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from hicl_d2.engine.precision import keep_depthwise_in_float32
 from hicl_d2.lite import depthwise
@@ -167,6 +169,41 @@ def test_transforms_of_functions_go_through_it() -> None:
     wanted = torch.autograd.grad(layer(x).square().sum(), [layer.weight, layer.bias])
     for ours, expected in zip(found.values(), wanted, strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_gradients_of_each_sample_and_forward_mode_equal_torch_s(kernel: int) -> None:
+    layer = make(kernel, padding=2, stride=2)
+    other, x = plain(layer), make_map(9, 13)
+
+    def of_sample(model: nn.Module, values: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, values, (image[None],)).square().sum()
+
+    def outcomes(model: nn.Module, x: Tensor) -> list[Tensor]:
+        values = {name: value.detach() for name, value in model.named_parameters()}
+        each = torch.func.vmap(torch.func.grad(partial(of_sample, model)), (None, 0))(values, x)
+        found = list(each.values())
+        for moved in (("x",), ("weight",), ("bias",), ("x", "weight", "bias")):
+            tangents = {name: torch.ones_like(value) * (name in moved) for name, value in values.items()}
+            found.append(
+                torch.func.jvp(
+                    lambda values, x: torch.func.functional_call(model, values, (x,)),
+                    (values, x),
+                    (tangents, torch.cos(x) * ("x" in moved)),
+                )[1]
+            )
+        return found
+
+    assert layer.is_fast_depthwise(x)
+    for ours, wanted in zip(outcomes(layer, x), outcomes(other, x.double()), strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-4)
+    x.requires_grad_()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(layer(dual)).tangent
+    torch.testing.assert_close(
+        tangent, layer(torch.ones_like(x)) - layer.bias.view(-1, 1, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_float16_is_as_exact_as_torch_s() -> None:

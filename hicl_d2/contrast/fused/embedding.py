@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hicl_d2.contrast.embedding import SHORTEST, EmbeddingHead
 from hicl_d2.contrast.fused import host
+from hicl_d2.contrast.once import TEXTBOOK, differentiable_once
 
 __all__ = ["embed"]
 
@@ -21,9 +21,14 @@ _ROWS = 512
 
 def embed(head: EmbeddingHead, rows: Tensor) -> Tensor:
     """Embed rows (N, C), float: (N, dim), each of length one. The plain twin is ``head(rows)``."""
+    if any(module._forward_pre_hooks or module._forward_hooks for module in head.modules()):
+        embedded: Tensor = head(rows)  # a hook may make a weight, as pruning does
+        return embedded
     parameters: list[Tensor] = []
-    for hidden, norm in zip(head.hidden, head.norms, strict=True):
-        parameters += [*hidden.parameters(), *norm.parameters()]
+    layer: Any
+    for layer in zip(head.hidden, head.norms, strict=True):
+        hidden, norm = layer
+        parameters += [hidden.weight, hidden.bias, norm.weight, norm.bias]
     return _Embed.apply(rows, *parameters, head.output.weight, head.output.bias)
 
 
@@ -67,7 +72,7 @@ class _Embed(torch.autograd.Function):
         return embedded
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once(TEXTBOOK)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, embedded, *others = ctx.saved_tensors
         parameters, saved = others[: ctx.parameters], iter(others[ctx.parameters :])

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hicl_d2.contrast.components import Components
 from hicl_d2.contrast.fused import host
 from hicl_d2.contrast.loss import LEAST_DIFFICULTY, Contrasted
+from hicl_d2.contrast.once import TEXTBOOK, differentiable_once
 from hicl_d2.contrast.pairing import Pairing
 
 __all__ = ["contrast"]
@@ -72,7 +72,7 @@ class _Contrast(torch.autograd.Function):
         return component_loss.sum(), component_loss, component_weight
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once(TEXTBOOK)
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         for_anchors, for_rows = ctx.saved_tensors
         return (

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hicl_d2.contrast.fused import host
 from hicl_d2.contrast.fused.links import Link, link_levels
 from hicl_d2.contrast.levels import Level
+from hicl_d2.contrast.once import TEXTBOOK, differentiable_once
 
 __all__ = ["gather_cells", "gather_windows"]
 
@@ -70,7 +70,7 @@ class _GatherWindows(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once(TEXTBOOK)
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         pyramid: _Pyramid = ctx.pyramid
         cells, in_cells, in_sums, scale = ctx.saved_tensors

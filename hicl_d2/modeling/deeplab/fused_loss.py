@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.fused import host
+from hicl_d2.contrast.once import differentiable_once
 from hicl_d2.hooks import is_watched
 from hicl_d2.modeling.deeplab.bilinear import bilinear_matrix
 from hicl_d2.modeling.deeplab.loss import HardPixelMining, PixelCrossEntropy
@@ -75,7 +75,8 @@ def hardest(losses: Tensor, count: int) -> Tensor:
     surplus = int(taken.sum()) - count
     if surplus > 0:
         is_last = losses == least
-        shares -= is_last * (surplus / max(int(is_last.sum()), 1))  # none is equal to NaN
+        equal = int(is_last.sum())  # none is equal to NaN
+        shares.masked_fill_(is_last, (equal - surplus) / max(equal, 1))
     return shares.div_(count)
 
 
@@ -127,7 +128,7 @@ class _UpsampledLoss(torch.autograd.Function):
             return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("use the plain loss of the upsampled logits")
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (of_logits,) = ctx.saved_tensors
         return of_logits * gradient, None, None, None, None, None

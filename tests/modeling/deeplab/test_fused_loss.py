@@ -1,5 +1,7 @@
 """The losses together with the upsampling: equal to the plain ones on upsampled logits."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,14 @@ def test_the_hardest_are_those_of_a_sort_and_equal_ones_share() -> None:
     for count in range(1, 7):
         mean = losses.flatten().sort(descending=True).values[:count].mean()
         torch.testing.assert_close((losses * hardest(losses, count)).sum(), mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_k", [0.5, 0.2, 0.01, 0.001, 1e-5])
+def test_where_all_losses_are_equal_the_hardest_cost_as_much(top_k: float, dtype: torch.dtype) -> None:
+    logits, labels = torch.zeros(1, 3, 250, 250, dtype=dtype), torch.ones(1, 1000, 1000, dtype=torch.long)
+    found = upsampled_loss(HardPixelMining(255, top_k), logits, labels, 4).item()
+    assert found == pytest.approx(math.log(3), rel=1e-6 if dtype is torch.float32 else 1e-12)
 
 
 def test_other_losses_and_other_devices_are_left_to_the_plain_way() -> None:
