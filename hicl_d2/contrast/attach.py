@@ -113,7 +113,7 @@ def attach(
     found.
     """
     _check_model(model)
-    _check_settings(weight, weight_of, start_iter, warmup_iters, seed, grid, stride)
+    check_settings(weight, weight_of, start_iter, warmup_iters, seed, grid, stride)
     taps = {"feature": _make_tap(model, "feature", feature, side)}
     if logits is not None:
         taps["logits"] = _make_tap(model, "logits", logits, "output")
@@ -175,15 +175,16 @@ def _is_of_contrast(key: str, prefixes: tuple[str, ...]) -> bool:
     return key.startswith(f"{NAME}.")
 
 
-def _check_settings(
+def check_settings(
     weight: float,
     weight_of: str,
     start_iter: int,
     warmup_iters: int,
     seed: int,
-    grid: tuple[int, int] | None,
-    stride: int | None,
+    grid: tuple[int, int] | None = None,
+    stride: int | None = None,
 ) -> None:
+    """Raise ValueError for a value of these arguments of `attach` that has no meaning."""
     check_number(0, weight=weight)
     if weight_of not in KINDS:
         raise ValueError(f"weight_of must be {' or '.join(KINDS)}, not {weight_of!r}")

@@ -1,5 +1,7 @@
 """Components remembered from earlier steps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,12 @@ class ComponentBank(nn.Module):
         self.register_buffer("written", torch.zeros(num_classes, num_levels, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros(num_classes, num_levels, dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "ComponentBank":
+        """Keep the rows one after another, whatever a model is moved or laid out as: channels_last is for feature maps."""
+        super()._apply(*args, **kwargs)
+        self.rows = self.rows.contiguous()
+        return self
 
     def recall(self) -> Components:
         """Return all K x L x size places as components without gradient; an empty place has class -1."""

@@ -214,12 +214,17 @@ def _batch_size(cfg: CfgNode, world_size: int) -> int:
     return batch_size
 
 
-def _training_sampler(cfg: CfgNode, size: int, seed: int) -> Iterable[int]:
+def check_sampler(cfg: CfgNode) -> None:
+    """Raise InputError if DATALOADER.SAMPLER_TRAIN is not the one that streams are defined for."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}, but streams that can be paired and "
             "resumed are defined for TrainingSampler"
         )
+
+
+def _training_sampler(cfg: CfgNode, size: int, seed: int) -> Iterable[int]:
+    check_sampler(cfg)
     if size == 0:
         raise InputError("DATASETS.TRAIN names no data set; give at least one")
     return TrainingSampler(size, seed=seed)

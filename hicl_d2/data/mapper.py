@@ -106,7 +106,7 @@ class SemanticMapper:
                 "cropping as INPUT says"
             )
         mapped = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
-        mapped["image"] = torch.as_tensor(np.ascontiguousarray(self._pad(planes, PAD_VALUE)))
+        mapped["image"] = torch.as_tensor(in_order(self._pad(planes, PAD_VALUE)))
         if labels is not None:
             mapped["sem_seg"] = torch.as_tensor(self._pad(labels, self.ignore_value).astype(np.int64))
         return mapped
@@ -153,6 +153,14 @@ class SemanticMapper:
             return array
         widths = [(0, 0)] * (array.ndim - 2) + [(0, count) for count in missing]
         return np.pad(array, widths, constant_values=value)
+
+
+def in_order(array: np.ndarray) -> np.ndarray:
+    """Return ``array`` with its elements in order in memory, as torch takes it.
+
+    A flipped array of one column counts as in order for numpy, though its stride is negative.
+    """
+    return array.copy() if min(array.strides) < 0 else np.ascontiguousarray(array)
 
 
 def build_train_mapper(cfg: CfgNode) -> Any:

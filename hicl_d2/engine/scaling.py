@@ -25,7 +25,7 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     process the same batch in parts, and nothing else changes.
     Raises InputError for a batch or a reference that cannot be divided so.
     """
-    scaled = _scaled(cfg, processes)
+    scaled = scaled_config(cfg, processes)
     if scaled is cfg:
         return cfg
     values = [(key, _value(cfg, key), _value(scaled, key)) for key in SCALED]
@@ -47,11 +47,12 @@ def same_schedule(cfg: CfgNode, some: int, others: int) -> bool:
     The number of parts in which a batch is processed may differ.
     """
     keys = [key for key in SCALED if key != "SOLVER.ACCUMULATE"]
-    first, second = (_scaled(cfg, processes) for processes in (some, others))
+    first, second = (scaled_config(cfg, processes) for processes in (some, others))
     return all(_value(first, key) == _value(second, key) for key in keys)
 
 
-def _scaled(cfg: CfgNode, processes: int) -> CfgNode:
+def scaled_config(cfg: CfgNode, processes: int) -> CfgNode:
+    """Return what `scale_to_processes` makes of ``cfg``, without a word; ``cfg`` itself where nothing is scaled."""
     solver, reference = cfg.SOLVER, cfg.SOLVER.REFERENCE_WORLD_SIZE
     way = solver.SCALE_BY
     if way not in WAYS:
@@ -83,10 +84,12 @@ def _by_rule(cfg: CfgNode, processes: int) -> CfgNode:
     solver, ratio = scaled.SOLVER, processes / cfg.SOLVER.REFERENCE_WORLD_SIZE
     solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * ratio)
     solver.BASE_LR *= ratio
-    for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-        solver[key] = round(solver[key] / ratio)
+    for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
+        solver[key] = max(round(solver[key] / ratio), 1)
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
     solver.STEPS = tuple(round(step / ratio) for step in solver.STEPS)
-    scaled.TEST.EVAL_PERIOD = round(scaled.TEST.EVAL_PERIOD / ratio)
+    if cfg.TEST.EVAL_PERIOD > 0:  # 0 stands for none
+        scaled.TEST.EVAL_PERIOD = max(round(cfg.TEST.EVAL_PERIOD / ratio), 1)
     scaled.MODEL.HICL.WARMUP_ITERS = round(
         cfg.MODEL.HICL.WARMUP_ITERS * cfg.SOLVER.REFERENCE_WORLD_SIZE / processes
     )

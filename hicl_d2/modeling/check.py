@@ -28,6 +28,8 @@ from hicl_d2.modeling.weights import check_images_suit_weights
 
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN")
 NORMS_OF_DETECTRON2 = ("naiveSyncBN", "naiveSyncBN_N")
+# Of an image, in the order of INPUT.FORMAT.
+CHANNELS = 3
 EFFICIENTNET_LITE = "build_efficientnet_lite_backbone"
 DILATED_RESNETS = ("build_dilated_resnet_backbone", "build_resnet_deeplab_backbone")
 
@@ -42,6 +44,11 @@ def check_model_config(cfg: CfgNode) -> None:
     import hicl_d2.modeling.models  # noqa: F401 - the names that are checked
 
     model = cfg.MODEL
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(model[key]) != CHANNELS:
+            raise InputError(
+                f"MODEL.{key} is {list(model[key])}; it must hold {CHANNELS} numbers, one for each channel"
+            )
     check_task(cfg)
     _check_name(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE)
     if model.META_ARCHITECTURE == "HiCL":

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hicl_d2.command.errors import InputError
-from hicl_d2.contrast import Contrast, attach
+from hicl_d2.contrast import Contrast, attach, build_contrast
+from hicl_d2.contrast.attach import check_settings
 from hicl_d2.contrast.frame import uncompiled
 from hicl_d2.contrast.taps import SIDES, find_module
 from hicl_d2.d2.config import CfgNode
@@ -65,8 +66,7 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
     hicl, head = cfg.MODEL.HICL, cfg.MODEL.SEM_SEG_HEAD
     for key in ("FEATURE", "IMAGE", "LOGITS"):
         _check_module(model, key, hicl[key])
-    if hicl.FEATURE_SIDE not in SIDES:
-        raise InputError(f"MODEL.HICL.FEATURE_SIDE must be input or output, not {hicl.FEATURE_SIDE!r}")
+    _check_side(cfg)
     try:
         return with_hicl(
             model,
@@ -83,11 +83,38 @@ def attach_branch(model: nn.Module, cfg: CfgNode) -> nn.Module:
             warmup_iters=hicl.WARMUP_ITERS,
             log_period=hicl.LOG_PERIOD,
             seed=max(cfg.SEED, 0),
-            ignore_value=head.IGNORE_VALUE,
-            **{key.lower(): value for key, value in hicl.items() if key not in PLACEMENT_KEYS},
+            **_contrast_settings(cfg),
         )
     except ValueError as error:
         raise InputError(f"MODEL.HICL: {error}") from None
+
+
+def check_branch(cfg: CfgNode) -> None:
+    """Raise InputError for settings of MODEL.HICL that no contrast takes; a module's name is checked once there is a model."""
+    hicl = cfg.MODEL.HICL
+    if cfg.MODEL.META_ARCHITECTURE != "HiCL" or not hicl.ENABLED:
+        return
+    _check_side(cfg)
+    settings = _contrast_settings(cfg)
+    if settings["windows"] == "auto":
+        del settings["windows"]
+    try:
+        check_settings(hicl.WEIGHT, hicl.WEIGHT_OF, hicl.START_ITER, hicl.WARMUP_ITERS, max(cfg.SEED, 0))
+        build_contrast(hicl.CONTRAST, 1, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, **settings)
+    except ValueError as error:
+        raise InputError(f"MODEL.HICL: {error}") from None
+
+
+def _check_side(cfg: CfgNode) -> None:
+    side = cfg.MODEL.HICL.FEATURE_SIDE
+    if side not in SIDES:
+        raise InputError(f"MODEL.HICL.FEATURE_SIDE must be input or output, not {side!r}")
+
+
+def _contrast_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Return the keywords of the contrast."""
+    own = {key.lower(): value for key, value in cfg.MODEL.HICL.items() if key not in PLACEMENT_KEYS}
+    return {"ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, **own}
 
 
 def with_hicl(

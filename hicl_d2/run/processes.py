@@ -209,6 +209,8 @@ def _share_cores() -> None:
 def _record(place: Path, error: BaseException) -> None:
     signum = stop_signal(error)
     message = explain(error)
+    if signum is None and message is None:
+        signum = interrupts.received()  # a process that is stopped may fail of what it then misses
     content = {
         "kind": "stopped" if signum is not None else "fault" if message is None else "input",
         "time": time.monotonic(),
@@ -219,15 +221,13 @@ def _record(place: Path, error: BaseException) -> None:
 
 
 def _failure(records: Path, error: Exception, ranks: Sequence[int], dist_url: str = "auto") -> BaseException:
-    """Return what to raise: the user's mistake before a process that was killed before a stop before a fault of ours, and
-    the earliest of its kind.
+    """Return what to raise: the user's mistake before a process that was killed before whatever came first, a stop or a fault.
 
-    When one process ends, the others fail too, because they can no longer reach it: those records come later. ``ranks``
-    are the processes of this machine, in the order in which ``error`` counts them.
+    When one process ends, the others fail too, because they can no longer reach it, or are stopped by the launcher: those
+    records come later. ``ranks`` are the processes of this machine, in the order in which ``error`` counts them.
     """
     found = [json.loads(path.read_text()) for path in records.glob("*.json")]
-    order = ("input", "stopped", "fault")
-    first = min(found, key=lambda record: (order.index(record["kind"]), record["time"]), default=None)
+    first = min(found, key=lambda record: (record["kind"] != "input", record["time"]), default=None)
     if first is not None and first["kind"] == "input":
         return InputError(first["message"])
     if isinstance(error, ProcessExitedException) and error.exit_code < 0:

@@ -18,15 +18,19 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.utils import comm, seed_all_rng
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.fingerprint import fingerprint
+from hicl_d2.data.loader import check_sampler
 from hicl_d2.data.preflight import check_datasets, check_instance_data, test_image_sizes
 from hicl_d2.engine.checkpoint import LAST, named_last, resumable_checkpoints
 from hicl_d2.engine.memory import keep_freed_memory
+from hicl_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from hicl_d2.engine.precision import PRECISIONS
+from hicl_d2.engine.scaling import scaled_config
 from hicl_d2.engine.trackers import check_trackers
 from hicl_d2.evaluation import build_evaluator, for_testing
 from hicl_d2.evaluation.instances import check_kind
 from hicl_d2.modeling.check import check_model_config
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
+from hicl_d2.modeling.hicl import check_branch
 from hicl_d2.modeling.memory_format import check_memory_format
 from hicl_d2.modeling.settings import needs_instances
 from hicl_d2.run.manifest import State, changed_keys, check_output, differences, identity, read_manifest
@@ -45,6 +49,7 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
     fit together, and an OUTPUT_DIR that cannot be written or holds another run.
     """
     check_model_config(cfg)
+    check_branch(cfg)
     _check_numbers(cfg, args)
     _check_weights(cfg, args)
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
@@ -58,6 +63,10 @@ def check_before_start(cfg: CfgNode, args: Namespace) -> State:
 
 
 def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
+    processes = count(args)
+    if not args.eval_only:
+        cfg = scaled_config(cfg, processes)
+        _check_training(cfg, processes)
     solver = cfg.SOLVER
     if solver.AMP.DTYPE not in PRECISIONS:
         raise InputError(
@@ -72,19 +81,26 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
             f"{counted(solver.MAX_ITER, 'iteration')}; warm up for fewer"
         )
     _allow_open_files(cfg.DATALOADER.NUM_WORKERS)
-    processes = count(args)
-    if not args.eval_only and solver.IMS_PER_BATCH % processes and not solver.REFERENCE_WORLD_SIZE:
+    if not cfg.DATASETS.TEST and args.eval_only:
+        raise InputError("DATASETS.TEST names no data set to evaluate on")
+
+
+def _check_training(cfg: CfgNode, processes: int) -> None:
+    """Raise InputError for names of the optimiser, its schedule and the sampler, and for a batch that cannot be shared."""
+    solver = cfg.SOLVER
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    build_lr_scheduler(cfg, optimizer)
+    check_sampler(cfg)
+    share, rest = divmod(solver.IMS_PER_BATCH, processes)
+    if rest:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot share evenly"
         )
-    share = solver.IMS_PER_BATCH // processes
-    if not args.eval_only and share % solver.ACCUMULATE and not solver.REFERENCE_WORLD_SIZE:
+    if share % solver.ACCUMULATE:
         raise InputError(
             f"a process has {counted(share, 'image')} of a batch, which SOLVER.ACCUMULATE {solver.ACCUMULATE} cannot divide "
             "evenly"
         )
-    if not cfg.DATASETS.TEST and args.eval_only:
-        raise InputError("DATASETS.TEST names no data set to evaluate on")
 
 
 def _allow_open_files(workers: int) -> None:

@@ -74,6 +74,19 @@ def test_one_bad_batch_spoils_no_later_one(name: str) -> None:
         assert bool(loss.isfinite()) == (step != 2)
 
 
+@pytest.mark.parametrize("name", ["hicl", "pixel_memory", "region"])
+def test_a_model_laid_out_pixel_by_pixel_trains_as_before(name: str) -> None:
+    losses = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        contrast = build_contrast(name, 5, 4, bank_size=8, windows=(1, 2)).double()
+        contrast = contrast.to(memory_format=layout)
+        for step in range(3):
+            output = contrast(*make_batch(seed=step, size=(12, 12)), seed=step)
+        losses.append(float(output.loss.detach()))
+    assert losses[0] == losses[1]
+
+
 def test_waits_for_its_start() -> None:
     bank = ComponentBank(2, 1, 4, dim=1, start=2)
     for number in range(3):

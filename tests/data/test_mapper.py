@@ -78,6 +78,25 @@ def test_what_is_smaller_than_the_crop_is_padded(cfg: CfgNode) -> None:
         assert (mapped["sem_seg"][:36] != 255).any()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (20, 1), (1, 20)])
+@pytest.mark.usefixtures("small_root")
+def test_crops_of_one_column_or_row_are_flipped_too(size: tuple[int, int], cfg: CfgNode) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.SIZE, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = (36,), size, 1.0
+    record, mapped = load_records("camvid_train")[0], {}
+    for way in ("none", "horizontal"):
+        cfg.INPUT.RANDOM_FLIP = way
+        mapper = SemanticMapper(cfg, True)
+        for seed in range(8):
+            _seed(seed)
+            found = mapper(record)
+            assert found["image"].shape == (3, *size)
+            assert found["sem_seg"].shape == size
+            mapped[way, seed] = found
+    if size[1] == 1:  # the flip is drawn last, and of one column it changes nothing
+        for seed in range(8):
+            assert torch.equal(mapped["none", seed]["image"], mapped["horizontal", seed]["image"])
+
+
 @pytest.mark.usefixtures("small_root")
 def test_a_side_to_pad_to_comes_before_the_crop_s(cfg: CfgNode) -> None:
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.SIZE, cfg.INPUT.SIZE_DIVISIBILITY = (36,), (40, 30), 64

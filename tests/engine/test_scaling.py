@@ -32,6 +32,17 @@ def test_the_rule_keeps_images_and_rate_per_image(processes, capsys):
     assert "EVAL_PERIOD 100 -> " in said
 
 
+@pytest.mark.parametrize("processes", [4, 16, 10_000])
+def test_what_is_done_stays_done_on_many_processes(processes):
+    cfg = make_cfg(reference=2)
+    cfg.defrost()
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.TEST.EVAL_PERIOD = cfg.SOLVER.MAX_ITER = 1
+    scaled = scale_to_processes(cfg, processes)
+    assert (scaled.SOLVER.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD, scaled.SOLVER.MAX_ITER) == (1, 1, 1)
+    cfg.TEST.EVAL_PERIOD = 0
+    assert scale_to_processes(cfg, processes).TEST.EVAL_PERIOD == 0
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_accumulation_keeps_everything_but_the_parts(processes, capsys):
     cfg = make_cfg("accumulate")

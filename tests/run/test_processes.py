@@ -133,9 +133,18 @@ def test_a_fault_is_told_with_the_traceback_of_the_first_process(tmp_path: Path)
     assert _failure(tmp_path / "nothing", unknown, range(2)) is unknown
 
 
+@pytest.mark.parametrize(("fault", "stop"), [(1.0, 2.0), (2.0, 1.0)])
+def test_of_a_fault_and_a_stop_the_first_is_told(fault: float, stop: float, tmp_path: Path) -> None:
+    _write(tmp_path, 0, kind="fault", time=fault, message="Traceback: ZeroDivisionError")
+    _write(tmp_path, 1, kind="stopped", time=stop, signal=signal.SIGTERM, message="")
+    failure = _failure(tmp_path, ProcessExitedException("x", 0, 123, 3), range(2))
+    assert isinstance(failure, Interrupted) == (stop < fault)
+    assert ("ZeroDivisionError" in str(failure)) == (fault < stop)
+
+
 def test_a_process_that_was_killed_is_told_and_not_what_followed_from_it(tmp_path: Path) -> None:
-    _write(tmp_path, 4, kind="fault", time=1.0, message="connection closed by peer")
-    _write(tmp_path, 5, kind="stopped", time=2.0, signal=signal.SIGTERM, message="")
+    _write(tmp_path, 4, kind="fault", time=2.0, message="connection closed by peer")
+    _write(tmp_path, 5, kind="stopped", time=1.0, signal=signal.SIGTERM, message="")
     by_signal = ProcessExitedException("x", 0, 123, -9, "SIGKILL")
     assert "process 4 of the run was ended by SIGKILL; " in str(_failure(tmp_path, by_signal, range(4, 6)))
     by_itself = ProcessExitedException("x", 0, 123, 3)

@@ -30,6 +30,9 @@ def train_net_line(monkeypatch, capsys):
     return call
 
 
+BRANCH = ("MODEL.META_ARCHITECTURE", "HiCL")
+
+
 def test_a_run_that_can_start_is_one_line_and_leaves_no_trace(train_net_line, config, tmp_path):
     output = tmp_path / "run"
     code, out, err = train_net_line("--config-file", str(config), "--check", "OUTPUT_DIR", str(output))
@@ -45,6 +48,27 @@ def test_a_run_that_can_start_is_one_line_and_leaves_no_trace(train_net_line, co
         (("MODEL.WEIGHTS", "nowhere.pth"), "weights file nowhere.pth (MODEL.WEIGHTS) does not exist"),
         (("MODEL.DEVICE", "tpu9"), "MODEL.DEVICE is 'tpu9'"),
         (("--num-machines", "2"), "--dist-url auto works on one machine"),
+        (("SOLVER.OPTIMIZER", "sgdd"), "SOLVER.OPTIMIZER is 'sgdd'"),
+        (("SOLVER.LR_SCHEDULER_NAME", "foo"), "SOLVER.LR_SCHEDULER_NAME is 'foo'"),
+        (("SOLVER.WARMUP_METHOD", "foo"), "foo"),
+        (("SOLVER.SCALE_BY", "foo"), "SOLVER.SCALE_BY is 'foo'; it must be rule or accumulate"),
+        (
+            ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'foo'",
+        ),
+        (("SOLVER.ACCUMULATE", "3"), "which SOLVER.ACCUMULATE 3 cannot divide"),
+        (("DATALOADER.SAMPLER_TRAIN", "foo"), "DATALOADER.SAMPLER_TRAIN is foo"),
+        (("MODEL.PIXEL_MEAN", "[1,2]"), "MODEL.PIXEL_MEAN is [1, 2]; it must hold 3 numbers"),
+        (("MODEL.PIXEL_STD", "[1]"), "MODEL.PIXEL_STD is [1]; it must hold 3 numbers"),
+        ((*BRANCH, "MODEL.HICL.CONTRAST", "pixl"), "MODEL.HICL: no contrast is called 'pixl'"),
+        ((*BRANCH, "MODEL.HICL.TEMPERATURE", "0.0"), "MODEL.HICL: temperature must be above 0"),
+        ((*BRANCH, "MODEL.HICL.WINDOWS", "[1, 0]"), "MODEL.HICL: windows must be whole numbers"),
+        (
+            (*BRANCH, "MODEL.HICL.LEVEL_WEIGHTS", "[1, 2, 3, 4, 5]"),
+            "MODEL.HICL: level_weights needs one value",
+        ),
+        ((*BRANCH, "MODEL.HICL.WEIGHT", "-1.0"), "MODEL.HICL: weight must be a number from 0 on"),
+        ((*BRANCH, "MODEL.HICL.FEATURE_SIDE", "in"), "MODEL.HICL.FEATURE_SIDE must be input or output"),
     ],
 )
 def test_one_that_cannot_is_the_line_that_starting_it_gives(
