@@ -160,11 +160,14 @@ def explain(error: BaseException) -> str | None:
 def _explain_system(error: OSError) -> str | None:
     """Return one line for what the system refused; None where it names no file, or a lost connection is the cause."""
     if error.errno in NO_SPACE:
-        return f"no space left on the disk of {_place(error)}; make room, then go on with --resume"
+        return f"no space left on the disk of {_place(error)}; make room and run it again (a training with --resume)"
     if error.errno in NO_PERMISSION:
         return f"no permission to use {_place(error)} ({error.strerror})"
     if error.errno == errno.EFBIG:
-        return f"{_place(error)} is larger than a file may be here; raise the limit (ulimit -f), then go on with --resume"
+        return (
+            f"{_place(error)} is larger than a file may be here; raise the limit (ulimit -f) and run it again (a training with "
+            "--resume)"
+        )
     if error.errno in TOO_MANY_FILES:
         return _too_many(f" ({error.filename})" if error.filename else "")
     if error.errno == errno.ENOMEM:

@@ -29,6 +29,12 @@ def printable(text: str) -> str:
     return CONTROL.sub("", ESCAPE.sub("", text))
 
 
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return ``text`` with escapes for what the encoding of ``stream`` lacks, as standard error has them."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class Console:
     """Progress on standard error, results on standard output.
 
@@ -93,7 +99,7 @@ class Console:
     def _write(self, text: str) -> None:
         self._erase()
         try:
-            sys.stdout.write(masked(f"{text}\n"))
+            sys.stdout.write(_encodable(masked(f"{text}\n"), sys.stdout))
             sys.stdout.flush()
         except OSError as error:
             _give_up(sys.stdout)

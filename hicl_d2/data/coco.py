@@ -7,6 +7,7 @@ right ends in one line that names it, and no object is left out in silence.
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,16 +43,24 @@ class CocoImage:
     objects: list[tuple[int, Any]] = field(default_factory=list)
 
 
-def read_coco(path: Path, images: Path, classes: Sequence[str]) -> list[CocoImage]:
+def read_coco(
+    path: Path,
+    images: Path,
+    classes: Sequence[str],
+    background: str = "",
+    left_out: Counter[str] | None = None,
+) -> list[CocoImage]:
     """Return the images of a COCO annotation file in the order of their names.
 
-    Objects whose category is no class are left out. Raises InputError for a file that is none, an entry that lacks
+    Objects whose category is no class are left out, and counted by category in ``left_out``. The class ``background`` need
+    not be a category. Raises InputError for a file that is none, an entry that lacks
     something, an id or a file that stands for two images, a class that is no category, and an annotation whose image or
     category is not there.
     """
     content = _read(path)
     found = _images(content["images"], path, images)
-    numbers = _class_numbers(content["categories"], classes, path)
+    names = _category_names(content["categories"], path)
+    numbers = _class_numbers(names, classes, path, background)
     are_shares = True
     for place, entry in _entries(content["annotations"], f"{path}: annotations"):
         image_id = _id(entry, "image_id", place)
@@ -64,6 +73,8 @@ def read_coco(path: Path, images: Path, classes: Sequence[str]) -> list[CocoImag
             )
         number = numbers[category]
         if number is None:
+            if left_out is not None:
+                left_out[names[category]] += 1
             continue
         segmentation = _segmentation(entry, f"{place} (image {found[image_id].path})")
         if segmentation is not None:
@@ -158,8 +169,8 @@ def _name(images: Sequence[CocoImage], folder: Path) -> None:
             image.name = f"{image.name}.{digest(str(image.path))}"
 
 
-def _class_numbers(entries: Any, classes: Sequence[str], path: Path) -> dict[str, int | None]:
-    """Return the class number of every category id, None for categories that are no classes."""
+def _category_names(entries: Any, path: Path) -> dict[str, str]:
+    """Return the name of every category id."""
     names: dict[str, str] = {}
     for place, entry in _entries(entries, f"{path}: categories"):
         own_id, name = _id(entry, "id", place), entry.get("name")
@@ -169,8 +180,15 @@ def _class_numbers(entries: Any, classes: Sequence[str], path: Path) -> dict[str
             raise InputError(
                 f"{place} is called {name}, but {names[own_id]} has this id too; give each its own"
             )
+    return names
+
+
+def _class_numbers(
+    names: dict[str, str], classes: Sequence[str], path: Path, background: str
+) -> dict[str, int | None]:
+    """Return the class number of every category id, None for categories that are no classes."""
     for name in classes:
-        if name not in names.values():
+        if name not in names.values() and name != background:
             hint = nearest(name, names.values()) or f"; there are {listing(names.values())}"
             raise InputError(f"{path} has no category {name!r}{hint}")
     return {own_id: classes.index(name) if name in classes else None for own_id, name in names.items()}

@@ -5,9 +5,11 @@ form (colours, COCO's JSON) are converted when they are first used, in parallel,
 originals are never touched.
 """
 
+import functools
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, counted, listing, nearest
 from hicl_d2.command.files import expanded
 from hicl_d2.d2.config import CfgNode
@@ -324,7 +327,16 @@ def _item(source: _Source, cache: Path, image: Path, labels: Path, content: Any 
 def _load_coco(source: _Source) -> Records:
     _byte(source)
     stamp = stamp_of(source.labels)
-    images = read_coco(source.labels, source.images, source.classes)
+    left_out: Counter[str] = Counter()
+    is_class = source.background < len(source.classes)
+    background = source.classes[source.background] if is_class else ""
+    images = read_coco(source.labels, source.images, source.classes, background, left_out)
+    if left_out:
+        _warn_once(
+            f"{source.labels}: {counted(left_out.total(), 'annotation')} of {counted(len(left_out), 'category', 'categories')} "
+            f"that {'is' if len(left_out) == 1 else 'are'} no class ({listing(left_out, 4)}): these pixels are "
+            f"{background or 'ignored'}, unless another object covers them"
+        )
     missing = [str(image.path) for image in images if not image.path.is_file()]
     if missing:
         raise InputError(
@@ -340,6 +352,12 @@ def _load_coco(source: _Source) -> Records:
         {"file_name": str(image.path), "sem_seg_file_name": str(item.target), "image_id": image.name}
         for image, item in zip(images, items, strict=True)
     ]
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    console.say(f"warning: {text}")
+    logger.info(text)
 
 
 def _draw(background: int, item: Item) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The trainer: Detectron2's training loop with exact resume, atomic files, bfloat16 and one data stream per seed."""
 
 import logging
-import os
 import time
 import weakref
 from collections import OrderedDict
@@ -243,7 +242,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(

@@ -17,6 +17,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.evaluation import DatasetEvaluator, DatasetEvaluators
 from hicl_d2.d2.utils import comm
+from hicl_d2.data.names import file_stem
 from hicl_d2.evaluation.boundary import BoundaryCounts
 from hicl_d2.evaluation.confusion import ConfusionMatrix, summed_over_processes
 from hicl_d2.evaluation.instances import INSTANCE_TYPES, build_instance_evaluators
@@ -214,12 +215,15 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
 ) -> DatasetEvaluator:
-    """Return the evaluator of ``dataset_name``, which writes into ``output_dir`` (default: OUTPUT_DIR/inference).
+    """Return the evaluator of ``dataset_name``, which writes into ``output_dir``.
+
+    By default that is OUTPUT_DIR/inference, and a folder of the data set's own in it where DATASETS.TEST names several.
 
     Those of TEST.EVALUATORS run beside it. Raises InputError for a data set that is not one of semantic segmentation, and for
     a name that is not registered.
     """
-    folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    own = [file_stem(dataset_name)] if len(cfg.DATASETS.TEST) > 1 else []
+    folder = str(output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", *own))
     others = build_registered(cfg, dataset_name, folder)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if needs_instances(cfg) and kind in INSTANCE_TYPES:

@@ -157,9 +157,10 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
         if not local_file(weights).is_dir():
             check_regular(local_file(weights), "weights file")
     elif args.eval_only and not weights:
+        last = f"the last checkpoint of {cfg.OUTPUT_DIR}, {name or 'which has none yet'}"
         raise InputError(
-            "--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume for the last checkpoint in "
-            f"OUTPUT_DIR ({cfg.OUTPUT_DIR} has none)"
+            "nothing says which weights to evaluate: give MODEL.WEIGHTS FILE, or hicl evaluate --last (train --eval-only "
+            f"--resume) for {last}"
         )
 
 

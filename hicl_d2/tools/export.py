@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, one_line
-from hicl_d2.command.files import atomic_path, check_writable
+from hicl_d2.command.files import atomic_path, check_writable, expanded
+from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.modeling.settings import base_architecture, gives_semantics
 from hicl_d2.run.logs import run_log
@@ -41,6 +42,10 @@ def main(args: Namespace) -> None:
     check_writable(output if args.to else output.parent, "--output")
     if not args.to and output.is_dir():
         raise InputError(f"--output {output} is a folder; give the name of a file in it")
+    written = [output / name for name in ("model_final.pth", "config.yaml")] if args.to else [output]
+    for name in (args.config_file, args.weights, load_config(args.config_file, args.opts).MODEL.WEIGHTS):
+        if any(_is_same(name, file) for file in written):
+            raise InputError(f"--output {output} would overwrite {name}, which is read; give another name")
     cfg, model = load_model(args.config_file, args.weights, [*args.opts, *PLAIN], args.output)
     if args.to:
         from hicl_d2.tools.to_detectron2 import write
@@ -63,7 +68,7 @@ def main(args: Namespace) -> None:
     with atomic_path(output) as unfinished:
         try:
             run = FORMATS[args.format](plain, example, unfinished, content)
-        except ImportError:  # of what the extra brings
+        except (ImportError, OSError):  # of what the extra brings, and of the disk
             raise
         except Exception as error:  # exporters raise what they like for an operator they do not know
             raise InputError(
@@ -79,6 +84,12 @@ def main(args: Namespace) -> None:
     console.show(
         f"{args.format}: {output}, images of {height} x {width} pixels (no other size), {content['channel_order']}, 0 to 255; "
         f"it differs from the model by {difference:.1e} of the largest score"
+    )
+
+
+def _is_same(name: str | None, file: Path) -> bool:
+    return (
+        bool(name) and file.exists() and expanded(name or "").exists() and file.samefile(expanded(name or ""))
     )
 
 

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def write_torchscript(model: nn.Module, example: Tensor, file: Path, metadata: d
     """Write a traced TorchScript file."""
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(model, (example,), check_trace=False)
-        torch.jit.save(traced, str(file), _extra_files={METADATA_FILE: json.dumps(metadata)})
+        content = BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.jit.save(traced, content, _extra_files={METADATA_FILE: json.dumps(metadata)})
+        file.write_bytes(content.getbuffer())
         loaded = torch.jit.load(str(file))
     return _without_gradients(loaded)
 
@@ -53,8 +56,9 @@ def write_torch_export(model: nn.Module, example: Tensor, file: Path, metadata: 
     """Write a program of torch.export, which torch alone loads: ``torch.export.load(file).module()(image)``."""
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (example,))
-        with file.open("wb") as stream:
-            torch.export.save(program, stream, extra_files={METADATA_FILE: json.dumps(metadata)})
+        content = BytesIO()
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
+        file.write_bytes(content.getbuffer())
         with file.open("rb") as stream:
             loaded = torch.export.load(stream).module()
     return _without_gradients(loaded)

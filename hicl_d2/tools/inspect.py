@@ -93,7 +93,20 @@ def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:
     name = args.dataset or next(iter(cfg.DATASETS.TEST), "")
     if not name:
         raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
-    return _choose(load_records(name), args.image, args.count)
+    records = load_records(name)
+    _check_beside(args.output, records)
+    return _choose(records, args.image, args.count)
+
+
+def _check_beside(output: str, records: Records) -> None:
+    """Raise InputError if pictures would be written among the images or label maps, whose names they have."""
+    folder = Path(output).resolve()
+    for record in records:
+        for key in ("file_name", "sem_seg_file_name"):
+            if key in record and Path(record[key]).resolve().parent == folder:
+                raise InputError(
+                    f"--output {output} holds {record[key]}, which a picture could overwrite; give a folder of its own"
+                )
 
 
 def _choose(records: Records, images: list[str], count: int) -> Records:

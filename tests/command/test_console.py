@@ -1,5 +1,6 @@
 """One moving line on a terminal, plain lines elsewhere, silence where another process speaks."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -88,6 +89,16 @@ def test_a_standard_error_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyP
         patch.setattr(sys, "stderr", open(writer, "w", buffering=1))  # noqa: SIM115 - its end would raise
         Console().say("nobody hears this")
         Console().progress("nor this", is_last=True)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_standard_output_cannot_write_is_escaped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    Console().show("木 ü")
+    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    expected = {"latin-1": "\\u6728 ü\n", "ascii": "\\u6728 \\xfc\n", "utf-8": "木 ü\n"}
+    assert written == expected[encoding]
 
 
 def test_durations_are_hours_minutes_seconds() -> None:

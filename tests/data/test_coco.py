@@ -130,6 +130,25 @@ def test_a_category_that_is_no_class_is_left_out_whatever_its_annotation(tmp_pat
     assert counts(load(tmp_path, content(annotations=annotations))["images/x.png"]) == HALF
 
 
+def test_the_background_need_be_no_category(tmp_path: Path) -> None:
+    image(tmp_path / "images/x.png")
+    categories = [{"id": 7, "name": "cat"}]
+    found = load(tmp_path, content(categories=categories), ("floor", "cat"), background="floor")
+    assert counts(found["images/x.png"]) == {0: H * W // 2, 1: H * W // 2}
+
+
+@pytest.mark.parametrize(("background", "pixels"), [("", "ignored"), ("dog", "dog")])
+def test_objects_of_no_class_are_told_once(
+    tmp_path: Path, background: str, pixels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image(tmp_path / "images/x.png")
+    annotations = [annotation(1, 7, LEFT), annotation(1, 11, LEFT), annotation(1, 11, LEFT)]
+    load(tmp_path, content(annotations=annotations), background=background)
+    load_records(NAME)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"2 annotations of 1 category that is no class (other): these pixels are {pixels}" in line
+
+
 def test_names_of_categories_may_be_numbers_and_classes_text(tmp_path: Path) -> None:
     image(tmp_path / "images/x.png")
     written = content(categories=[{"id": 7, "name": 0}, {"id": 9, "name": "1"}])

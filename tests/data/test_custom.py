@@ -219,6 +219,39 @@ def test_a_mask_that_changes_is_converted_again(tmp_path: Path, truths: dict[str
     loaded(truths)
 
 
+@pytest.mark.parametrize("cache_dir", ["", "masks/converted"])
+def test_converted_masks_of_one_data_set_are_none_of_another(
+    tmp_path: Path, truths: dict[str, np.ndarray], cache_dir: str
+) -> None:
+    write_masks(tmp_path, truths, "colours")
+    for _ in range(2):
+        for part in ("feld ü", "."):
+            register_semantic_dataset(
+                NAME, f"images/{part}", f"masks/{part}", CLASSES, colours=COLOURS, ignored_colours=[VOID],
+                cache_dir=cache_dir,
+            )  # fmt: skip
+            found = {record["image_id"] for record in load_records(NAME)}
+            assert found == ({"d"} if part != "." else set(truths))
+    assert len(list((tmp_path / "masks").glob("**/*.classes*"))) == (2 if cache_dir else 1)
+
+
+def test_a_folder_of_the_users_whose_name_looks_like_ours_is_read(
+    tmp_path: Path, truths: dict[str, np.ndarray]
+) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    own = {"all.classes/a": truths["a"], "b.classes/12345678x/c": truths["b c"]}
+    for number, (stem, labels) in enumerate(own.items()):
+        path = tmp_path / "images" / f"{stem}.jpg"
+        path.parent.mkdir(parents=True)
+        picture(labels, number).save(path)
+    for left in truths:
+        (tmp_path / "images" / f"{left}.jpg").unlink()
+    write_masks(tmp_path, own, "8 bits")
+    register_semantic_dataset(NAME, "images", "masks", CLASSES)
+    loaded(own)
+
+
 def test_endings_pair_files_of_one_folder(tmp_path: Path, truths: dict[str, np.ndarray]) -> None:
     for stem, labels in truths.items():
         for ending, image in (("_image", picture(labels, 0)), ("_label", Image.fromarray(labels))):

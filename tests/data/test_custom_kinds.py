@@ -160,6 +160,7 @@ LISTS = {
     "with suffixes and windows lines": "\ufeffx.jpg\r\nsub/y.jpg\r\n\r\n",
     "with the folder": "images/x.jpg\nimages/sub/y.jpg",
     "with columns": "x.jpg x.png\nsub/y\t1\n",
+    "with the masks": "x masks/x.png\nsub/y.jpg masks/sub/y.png\n",
     "with comments and backslashes": "# train\n./x\nsub\\y.jpg\n",
 }
 
@@ -193,6 +194,8 @@ def test_a_list_names_images_with_their_ending(root: Path) -> None:
         ("x\nx\n", "names x twice"),
         ("# nothing\n", "names no image"),
         ("town/x\n", "for 1 of 1 name in its list, the first is"),
+        ("x (2).jpg\n", "for 1 of 1 name in its list, the first is x (2).jpg"),
+        ("x 1.PNG\n", "for 1 of 1 name in its list, the first is x 1.PNG"),
         (None, "cannot be read"),
     ],
 )

@@ -186,6 +186,8 @@ def test_the_default_output_folder_is_the_runs(dataset):
     cfg = get_hicl_cfg()
     cfg.OUTPUT_DIR = "somewhere"
     assert build_evaluator(cfg, dataset).output_dir == Path("somewhere/inference")
+    cfg.DATASETS.TEST = (dataset, "another")
+    assert build_evaluator(cfg, dataset).output_dir == Path("somewhere/inference", dataset)
 
 
 def test_label_files_of_every_mode_count_alike_and_what_is_no_label_map_is_named(dataset, tmp_path):

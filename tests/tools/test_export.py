@@ -1,5 +1,6 @@
 """hicl export: the plain model of every family in every format is the model, and the file says how to use it."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,52 @@ def test_what_cannot_be_written_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("read", ["weights.pth", "mine.yaml"])
+@pytest.mark.parametrize("way", [["--format", "torchscript"], ["--to", "detectron2"]], ids=lambda way: way[1])
+def test_what_is_read_is_not_written_over(
+    way: list[str],
+    read: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = Path(read) if "--format" in way else Path("out")
+    weights, config = Path("weights.pth"), Path("mine.yaml")
+    if "--to" in way:
+        output.mkdir()
+        if read == "weights.pth":
+            weights = output / "model_final.pth"
+        else:
+            config = output / "config.yaml"
+    config.write_text(f"_BASE_: {PARTS}\n")
+    torch.save({"model": build_model(load_config(str(config))).state_dict()}, weights)
+    before = weights.read_bytes(), config.read_bytes()
+    words = ["--config-file", str(config), *way, "--output", str(output)]
+    for given in (["--weights", str(weights)], ["MODEL.WEIGHTS", str(weights)]):
+        assert status("hicl export", lambda given=given: commands.export([*words, *given])) == 2
+        assert "which is read; give another name" in capsys.readouterr().err
+        assert (weights.read_bytes(), config.read_bytes()) == before
+
+
+@pytest.mark.parametrize("format_", ["torchscript", "torch_export"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    format_: str,
+    export: Export,
+    fpn: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(file: Path, content: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert status("hicl export", lambda: export(fpn, format_)) == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == []
 
 
 def test_what_the_exporter_cannot_do_is_one_line_and_leaves_nothing(

@@ -110,7 +110,7 @@ def test_each_line_of_a_file_is_answered_and_one_bad_start_does_not_hide_the_oth
             "line 4: not JSON",
             "line 5: give a JSON list",
             "unknown option --nonsense",
-            "--eval-only needs",
+            "nothing says which weights to evaluate",
         ),
         strict=True,
     ):

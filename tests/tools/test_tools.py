@@ -93,6 +93,15 @@ def test_weights_that_are_missing_are_named(run: dict[str, Any], tmp_path: Path)
         predict.main(arguments({**run, "weights": "no_such_file"}, tmp_path / "out", input=[str(tmp_path)]))
 
 
+@pytest.mark.parametrize("kind", ["file_name", "sem_seg_file_name"])
+def test_pictures_are_not_written_among_the_images(run: dict[str, Any], kind: str) -> None:
+    file = Path(load_records("tiny_val")[0][kind])
+    before = {path: path.read_bytes() for path in file.parent.iterdir()}
+    with pytest.raises(InputError, match=r"a picture could overwrite; give a folder of its own"):
+        inspect.main(arguments(run, file.parent))
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
 def test_components_are_drawn_with_the_branchs_own_counts(run: dict[str, Any], tmp_path: Path) -> None:
     inspect.main(arguments(run, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("*.png"))) == 2

@@ -1,6 +1,7 @@
 """Data sets in folders: images in one tree, a label map for every image in another, paired by name."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +17,8 @@ from hicl_d2.reading import IMAGE_SUFFIXES, LOSSY_SUFFIXES, image_size
 MOST_BYTES_OF_LIST = 256 * 2**20
 # What the published data sets consist of.
 PUBLISHED_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+# Folders of converted masks, and the folders in them: see `hicl_d2.data.custom`.
+CACHE, MEANING = re.compile(r".+\.classes(\.[0-9a-f]+)?"), re.compile(r"[0-9a-f]{8}")
 # Folders that Synology's and Apple's systems put among a user's.
 SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
@@ -129,7 +132,7 @@ def _choose(
     found: dict[str, str] = {}
     unknown = []
     for line in chosen:
-        words = [line, *line.split(maxsplit=1)[:1]]
+        words = [line] if _is_file_name(line) else [line, line.split(maxsplit=1)[0]]
         key = next((key for word in words for key in _keys(word, folder, ending) if key in files), None)
         if key is None:
             unknown.append(line)
@@ -143,6 +146,16 @@ def _choose(
             f"the first is {unknown[0]}{nearest(unknown[0], files)}"
         )
     return found
+
+
+def _is_file_name(line: str) -> bool:
+    """Return whether a line of a list is one name with spaces in it, as "leaf (2).png": the first word is no name of its own.
+
+    It is one in "leaf.png masks/leaf.png" and in "leaf masks/leaf.png".
+    """
+    first, *rest = line.split(maxsplit=1)
+    is_image = os.path.splitext(line)[1].lower() in IMAGE_SUFFIXES
+    return is_image and bool(rest) and not os.path.splitext(first)[1] and first not in rest[0]
 
 
 def _keys(word: str, folder: Path, ending: str) -> Iterator[str]:
@@ -251,6 +264,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
+def is_cache(folder: Path) -> bool:
+    """Return whether ``folder`` holds masks that were converted for some data set, by its name and its folders' names."""
+    if not CACHE.fullmatch(folder.name):
+        return False
+    try:
+        inside = [entry for entry in os.listdir(folder) if not is_hidden(entry)]
+    except OSError:
+        return False
+    return bool(inside) and all(MEANING.fullmatch(entry) for entry in inside)
+
+
 def _walk(name: str, folder: Path, expected: str, leave: list[Path]) -> Iterator[str]:
     """Yield the path of every file, sorted; hidden ones, and the folders ``leave``, are left out, links to folders
     followed once.
@@ -270,6 +294,8 @@ def _walk(name: str, folder: Path, expected: str, leave: list[Path]) -> Iterator
                 continue
             if not entry.is_dir():
                 yield entry.path
+            elif is_cache(Path(entry.path)):
+                continue
             elif os.path.realpath(entry.path) not in seen:
                 seen.add(os.path.realpath(entry.path))
                 stack.append(entry.path)
