@@ -33,6 +33,7 @@ SUMMARY_COLUMNS = (
     "std",
     "min",
     "max",
+    "pairs",
     "diff",
     "diff_low",
     "diff_high",
@@ -76,9 +77,9 @@ def collect(matrix: Matrix, states: Mapping[str, State]) -> "pd.DataFrame":
 def summarise(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
     """Return a row per data set, model, method, ablation, metric and time of measuring.
 
-    Mean, standard deviation (n - 1) and range over the seeds; the mean difference to the baseline over the
-    seeds that both have, its bootstrap interval (from six pairs on) and sign-flip p, adjusted over the rows that are compared
-    with the same baseline.
+    Mean, standard deviation (n - 1) and range over the seeds; the mean difference to the baseline over the ``pairs`` of
+    seeds that both have, its bootstrap interval (from six pairs on) and sign-flip p (from two), adjusted over the rows that
+    have a p to the same baseline: also those with too few pairs for the table to show it, which were tried like the others.
     """
     import pandas as pd
 
@@ -94,7 +95,7 @@ def summarise(rows: "pd.DataFrame", matrix: Matrix) -> "pd.DataFrame":
         {**dict(zip(keys, key, strict=True)), **_numbers(values), **_difference(key, values, by_key, matrix)}
         for key, values in by_key.items()
     ]
-    summary = pd.DataFrame(found, columns=list(SUMMARY_COLUMNS)).astype({"n": "int64"})
+    summary = pd.DataFrame(found, columns=list(SUMMARY_COLUMNS)).astype({"n": "int64", "pairs": "Int64"})
     place = summary[list(AXES)].apply(lambda row: order[tuple(row)], axis=1) if len(summary) else []
     summary = (
         summary.assign(place=place)
@@ -116,17 +117,18 @@ def _numbers(values: Any) -> dict[str, float]:
 def _difference(
     key: tuple[str, ...], values: Any, by_key: Mapping[Any, Any], matrix: Matrix
 ) -> dict[str, float]:
-    """Return what distinguishes a row from its baseline; nothing for the baseline itself or without pairs."""
+    """Return what distinguishes a row from its baseline; nothing for the baseline itself."""
     import numpy as np
 
     base = matrix.baseline_of(key[: len(AXES)])
+    if base == key[: len(AXES)]:
+        return {}
     other = by_key.get((*base, *key[len(AXES) :]))
-    if base == key[: len(AXES)] or other is None:
-        return {}
-    paired = (values - other)[~np.isnan(values - other)]
-    if not len(paired):
-        return {}
-    found = {"diff": float(paired.mean())}
+    gaps = values - other if other is not None else values[:0]
+    paired = gaps[~np.isnan(gaps)]
+    found: dict[str, float] = {"pairs": len(paired)}
+    if len(paired):
+        found["diff"] = float(paired.mean())
     if len(paired) >= ENOUGH_FOR_INTERVAL:
         found["diff_low"], found["diff_high"] = bootstrap_interval(tuple(paired))
     if len(paired) > 1:
@@ -238,11 +240,9 @@ def _compared(row: tuple[Any, ...] | None, metric: str) -> tuple[str, str]:
         return NOTHING, NOTHING
     form = FORMATS.get(metric, "{:.1f}").replace("{:", "{:+")
     difference = form.format(values["diff"])
-    if pd.isna(values["p_value"]):
-        return difference, TOO_SMALL
     if not pd.isna(values["diff_low"]):
         difference += f" [{form.format(values['diff_low'])}, {form.format(values['diff_high'])}]"
-    if values["n"] < ENOUGH_PAIRS:
+    if values["pairs"] < ENOUGH_PAIRS:
         return difference, TOO_SMALL
     return difference, f"{values['p_value']:.3f} ({values['p_holm']:.3f})"
 

@@ -105,6 +105,29 @@ def test_the_difference_is_over_the_seeds_that_both_have(matrix):
     assert row["diff"] == pytest.approx((1.5 + 0.5 + 1.2) / 3)
 
 
+def test_p_is_shown_by_the_number_of_pairs_and_not_of_seeds(matrix):
+    found = rows(matrix, lost=[("baseline", 1), ("baseline", 2)], failed=[("baseline", 3)])
+    row = summary_row(summarise(found, matrix), "ours")
+    assert (row["n"], row["pairs"]) == (5, 2)
+    table = comparison(found, matrix).set_index("method")
+    assert table.loc["ours", "p (Holm)"] == "n too small"
+    assert table.loc["ours", "difference"] == "+1.6"
+    summary = summarise(rows(matrix), matrix)
+    assert summary_row(summary, "ours")["pairs"] == 5
+    assert pd.isna(summary_row(summary, "baseline")["pairs"])
+    without = rows(matrix, lost=[("baseline", seed) for seed in range(1, 6)])
+    assert summary_row(summarise(without, matrix), "ours")["pairs"] == 0
+
+
+def test_holm_counts_the_rows_with_two_pairs_or_more(matrix):
+    few = rows(matrix, lost=[("pixel", seed) for seed in (3, 4, 5)])
+    summary = summarise(few, matrix)
+    assert summary_row(summary, "ours")["p_holm"] == 2 * summary_row(summary, "ours")["p_value"]
+    one = rows(matrix, lost=[("pixel", seed) for seed in (2, 3, 4, 5)])
+    summary = summarise(one, matrix)
+    assert summary_row(summary, "ours")["p_holm"] == summary_row(summary, "ours")["p_value"]
+
+
 def test_missing_and_failed_cells_and_small_n_are_shown(matrix):
     lost = [("ours", 4), ("ours", 5), *(("pixel", seed) for seed in range(1, 6))]
     table = comparison(rows(matrix, lost=lost, failed=[("baseline", 5)]), matrix).set_index("method")

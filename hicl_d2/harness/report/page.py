@@ -126,8 +126,8 @@ def _results(workspace: Workspace, rows: "pd.DataFrame") -> str:
     note = (
         "<p>Mean ± standard deviation (number of seeds) of the last iteration; the difference is to the baseline over "
         "the seeds that both have, in brackets its 95 % bootstrap interval, from six pairs on (with fewer it would cover far "
-        "less than 95 %, and neither interval nor colour is shown); p from exact sign flips, from five pairs on, in "
-        "parentheses after Holm over the rows that are compared with the same baseline.</p>"
+        "less than 95 %, and neither interval nor colour is shown); p from exact sign flips, shown from five pairs on, "
+        "in parentheses after Holm over the rows that have two pairs or more with the same baseline.</p>"
     )
     return note + _table(comparison(rows, workspace.matrix), "results")
 
