@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hicl_d2.command.errors import InputError, nearest_or_known
-from hicl_d2.command.safe_yaml import flatten
+from hicl_d2.command.safe_yaml import leaves
 from hicl_d2.harness.cells import Resources
 
 POINT_KEYS = ("config", "overrides", "words", "data", "resources")
@@ -141,9 +141,15 @@ def read_mapping(content: Any, place: str) -> dict[str, Any]:
 
 
 def read_overrides(content: Any, place: str) -> dict[str, Any]:
-    """Return overrides of the config, flat; InputError for a key that the harness sets itself."""
-    flat = flatten(read_mapping(content, place))
-    for key, value in flat.items():
+    """Return overrides of the config, flat; InputError for a key given twice and for one that the harness sets itself."""
+    flat: dict[str, Any] = {}
+    for path, value in leaves(read_mapping(content, place)):
+        key = ".".join(path)
+        if key in flat:
+            raise InputError(
+                f"{place}: {key} is given twice, as {shown(flat[key])} and as {shown(value)}; keep one of them"
+            )
+        flat[key] = value
         _check_passable(key, value, place)
     for key, advice in HARNESS_KEYS.items():
         if key in flat:
