@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hicl_d2.command.errors import InputError
+from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.files import check_regular
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
 
@@ -94,6 +94,25 @@ def measures(result: dict[str, Any]) -> Iterator[tuple[str, str, float | None, i
         for name, value in (result.get(group) or {}).items():
             yield f"{group}/{name}", "last", number(value), end
     yield "peak_memory_mb", "last", number(result.get("peak_memory_mb")), end
+
+
+def measured(results: Iterable[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Return what at least one of ``results`` names, as (metric, at)."""
+    return {(metric, at) for result in results for metric, at, _, _ in measures(result)}
+
+
+def never_measured(metric: str, at: str, known: Collection[tuple[str, str]]) -> str | None:
+    """Return in one line that no finished cell names ``metric``, and the nearest name that one does.
+
+    ``known`` is from :func:`measured`; None if the metric is in it, or if there is no finished cell yet.
+    """
+    if not known or (metric, at) in known:
+        return None
+    times = {when for _, when in known}
+    if at not in times:
+        return f"no finished cell has figures at {at}{nearest_or_known(at, times)}"
+    names = {name for name, when in known if when == at}
+    return f"no finished cell has {metric} at {at}{nearest_or_known(metric, names)}"
 
 
 def number(value: Any) -> float | None:
