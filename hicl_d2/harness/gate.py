@@ -55,7 +55,8 @@ def _expectation(entry: Any, place: str) -> Expectation:
 def check(workspace: Workspace, expected: list[Expectation]) -> tuple[str, bool]:
     """Return a table with a row per expectation and cell, and whether all of them hold.
 
-    Below the table stands, for a metric that none of its cells measured, the nearest that they did. Raises InputError for a glob that matches no cell of the matrix.
+    Below the table stands, for a metric that none of its cells measured, the nearest that they did. Raises InputError for a
+    glob that matches no cell of the matrix.
     """
     from tabulate import tabulate
 

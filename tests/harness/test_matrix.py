@@ -138,7 +138,9 @@ def test_an_override_that_is_given_in_two_spellings_is_refused(bench, place):
     twice = {"SOLVER.BASE_LR": 0.002, "SOLVER": {"BASE_LR": 0.003}}
     point = {"config": str(bench.folder / "plain.yaml"), "overrides": twice}
     bench.matrix(**({"methods": {"a": point}} if place == "method" else {place: twice}))
-    message = r"(overrides|shorten): SOLVER\.BASE_LR is given twice, as 0\.002 and as 0\.003; keep one of them"
+    message = (
+        r"(overrides|shorten): SOLVER\.BASE_LR is given twice, as 0\.002 and as 0\.003; keep one of them"
+    )
     with pytest.raises(InputError, match=message):
         read_matrix(bench.folder / "matrix.yaml", shorten=place == "shorten")
 
