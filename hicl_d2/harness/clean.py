@@ -11,7 +11,7 @@ from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import remove_unfinished, unfinished
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.plan import PROBE_FOLDER
-from hicl_d2.harness.workspace import FOLDER_FILE, Workspace
+from hicl_d2.harness.workspace import FOLDER_FILE, SHORT_FOLDER, Workspace
 
 # The checkpoints that a run makes while it trains.
 CHECKPOINT = re.compile(r"model_[0-9]{7}\.pth")
@@ -33,6 +33,8 @@ def find(workspace: Workspace, orphans: bool) -> Iterator[Path]:
     """
     output = workspace.output
     yield from unfinished(output)
+    if not (output / SHORT_FOLDER).is_symlink():
+        yield from unfinished(output / SHORT_FOLDER)
     name = workspace.matrix.name
     yield from own_folders(output / PROBE_FOLDER / "cells", name)
     known = {cell.slug for cell in workspace.matrix.cells}
@@ -113,6 +115,8 @@ def clear_unfinished(workspace: Workspace) -> None:
     output = workspace.output
     there = {slug for slug, state in workspace.states.items() if (state.attempt or {}).get("job")}
     remove_unfinished(output)
+    if not (output / SHORT_FOLDER).is_symlink():
+        remove_unfinished(output / SHORT_FOLDER)
     place = output / "cells"
     for cell in sorted(place.iterdir()) if place.is_dir() else []:
         if cell.name in there or cell.is_symlink():

@@ -85,6 +85,11 @@ class Matrix:
     compare: tuple[str, str] | None = None
     contents: "Contents" = field(default_factory=lambda: Contents())
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the cells are those with the file's ``shorten``."""
+        return self.cells[0].is_short
+
     def groups(self) -> dict[tuple[str, ...], list[Cell]]:
         """Return the cells that differ in their seed alone, in the order of the file."""
         groups: dict[tuple[str, ...], list[Cell]] = {}

@@ -52,6 +52,7 @@ NOTHING = "-"
 # What a spreadsheet takes for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 TOO_SMALL = "n too small"
+SHORT_NOTE = "Shortened trainings (--shorten), to see that everything runs: these figures are no results."
 
 
 def collect(matrix: Matrix, states: Mapping[str, State]) -> "pd.DataFrame":
@@ -284,6 +285,7 @@ def class_markdown(rows: "pd.DataFrame", matrix: Matrix) -> str:
 
 def write_results(rows: "pd.DataFrame", output: Path) -> None:
     """Write ``results.csv``."""
+    output.mkdir(parents=True, exist_ok=True)
     write_text(output / RESULTS_FILE, _csv(rows))
 
 
@@ -301,13 +303,16 @@ def _no_formula(cell: Any) -> Any:
 def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
     """Write ``summary.csv``, ``table.md``, ``table.tex`` and, of segmentation, ``classes.md``.
 
-    Published figures stand in tables of their own.
+    Published figures stand in tables of their own; tables of shortened cells begin with a line that says so.
     """
+    output.mkdir(parents=True, exist_ok=True)
     summary = summarise(rows, matrix)
     write_text(output / SUMMARY_FILE, _csv(summary))
     ours, theirs = comparison(rows, matrix), published(matrix)
-    text = f"{_markdown(ours)}\n"
-    source = f"{latex(ours)}\n"
+    mark = f"**{SHORT_NOTE}**\n\n" if matrix.is_short else ""
+    comment = f"% {SHORT_NOTE}\n" if matrix.is_short else ""
+    text = f"{mark}{_markdown(ours)}\n"
+    source = f"{comment}{latex(ours)}\n"
     if len(theirs):
         note = "Published elsewhere, under their own protocols:"
         text += f"\n{note}\n\n{_markdown(theirs)}\n"
@@ -316,4 +321,4 @@ def write_tables(rows: "pd.DataFrame", matrix: Matrix, output: Path) -> None:
     write_text(output / LATEX_FILE, source)
     by_class = class_comparison(summary, matrix)
     if len(by_class):
-        write_text(output / CLASSES_FILE, f"{_markdown(by_class)}\n")
+        write_text(output / CLASSES_FILE, f"{mark}{_markdown(by_class)}\n")

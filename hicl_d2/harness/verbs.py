@@ -196,17 +196,19 @@ def _say_kept(workspace: Workspace, labels: dict[str, str], console: Console) ->
 
 def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
     """Write results and tables, show the table and the places of everything; 1 if a cell has no result."""
-    from hicl_d2.harness.tables import markdown, write_tables
+    from hicl_d2.harness.tables import RESULTS_FILE, SHORT_NOTE, markdown, write_tables
 
     results = _write_results(workspace)
     table = markdown(results, workspace.matrix)
-    write_tables(results, workspace.matrix, workspace.output)
+    write_tables(results, workspace.matrix, workspace.tables)
     console.show(f"\n{table}\n")
+    if workspace.matrix.is_short:
+        console.say(SHORT_NOTE)
     for cell in workspace.cells:
         pictures = cell.folder(workspace.output) / "pictures"
         if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:
             console.show(f"pictures of {cell.name}: {pictures}")
-    console.show(f"results: {workspace.output / 'results.csv'}")
+    console.show(f"results: {workspace.tables / RESULTS_FILE}")
     for cell in workspace.in_state(files.DAMAGED):
         console.say(workspace.states[cell.slug].note)
     failed = workspace.in_state(files.FAILED)
@@ -225,7 +227,7 @@ def _write_results(workspace: Workspace) -> "pd.DataFrame":
     from hicl_d2.harness.tables import collect, write_results
 
     rows = collect(workspace.matrix, workspace.states)
-    write_results(rows, workspace.output)
+    write_results(rows, workspace.tables)
     return rows
 
 
@@ -262,19 +264,20 @@ def status_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
 def table_verb(options: Namespace, console: Console, signals: Signals) -> int:
     """write results.csv, summary.csv, table.md, classes.md and table.tex, and show the table"""
-    from hicl_d2.harness.tables import collect, markdown, write_results, write_tables
+    from hicl_d2.harness.tables import SHORT_NOTE, collect, markdown, write_results, write_tables
 
     workspace = _open(options)
     for line in workspace.notes():
         console.say(line)
+    if workspace.matrix.is_short:
+        console.say(SHORT_NOTE)
     rows = collect(workspace.matrix, workspace.states)
     if options.against is not None:  # another look at the same results: their files stay as they are
         console.show(markdown(rows, workspace.matrix.against(options.against)))
         return 0
     if not options.dry_run:
-        workspace.output.mkdir(parents=True, exist_ok=True)
-        write_results(rows, workspace.output)
-        write_tables(rows, workspace.matrix, workspace.output)
+        write_results(rows, workspace.tables)
+        write_tables(rows, workspace.matrix, workspace.tables)
     console.show(markdown(rows, workspace.matrix))
     return 0
 
@@ -285,11 +288,10 @@ def report_verb(options: Namespace, console: Console, signals: Signals) -> int:
 
     workspace = _open(options)
     if options.dry_run:
-        console.show(f"would write {workspace.output / 'report.html'}")
+        console.show(f"would write {workspace.tables / 'report.html'}")
         return 0
     for line in workspace.notes():
         console.say(line)
-    workspace.output.mkdir(parents=True, exist_ok=True)
     console.show(f"report: {write_report(workspace)}")
     return 0
 

@@ -20,6 +20,8 @@ from hicl_d2.harness.stale import Earlier, earlier_folders
 
 FOLDER_FILE = "matrix.json"
 FOLDER_SCHEMA = 1
+# Where the tables and the report of shortened cells are, beside those of the full ones.
+SHORT_FOLDER = "short"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Workspace:
     cells: tuple[Cell, ...]
     states: Mapping[str, State]
     earlier: Mapping[str, Earlier] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> Path:
+        """The folder of tables and report."""
+        return self.output / SHORT_FOLDER if self.matrix.is_short else self.output
 
     def in_state(self, *names: str) -> list[Cell]:
         """Return the chosen cells that are in one of these states."""

@@ -89,4 +89,4 @@ def test_all_of_it_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
         "contrasts/contrasts.csv",
     ):
         assert len((tmp_path / file).read_text().splitlines()) > 2
-    assert (tmp_path / "cells" / "results.csv").exists()
+    assert (tmp_path / "cells" / "short" / "results.csv").exists()

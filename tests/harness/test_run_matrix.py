@@ -14,8 +14,8 @@ from tests.support.waiting import wait_for
 HEADER = "matrix,cell,dataset,model,method,ablation,seed,metric,at,value,iteration,status"
 
 
-def rows(bench):
-    with (bench.output / "results.csv").open(newline="") as file:
+def rows(bench, folder=""):
+    with (bench.output / folder / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -146,10 +146,31 @@ def test_a_damaged_or_unfinished_result_is_run_again(bench):
 def test_shortened_cells_do_not_stand_in_for_full_ones(bench):
     bench.matrix(seeds=[1])
     assert bench.run("--shorten").returncode == 0
-    assert {row["iteration"] for row in rows(bench) if row["at"] == "last"} == {"1"}
+    assert {row["iteration"] for row in rows(bench, "short") if row["at"] == "last"} == {"1"}
     assert bench.run().returncode == 0
     assert len(bench.folders()) == 4
     assert {row["iteration"] for row in rows(bench) if row["at"] == "last"} == {"3"}
+
+
+def test_short_tables_and_reports_say_so_and_leave_the_full_ones(bench):
+    mark = "Shortened trainings (--shorten)"
+    bench.run()
+    bench.run(verb="report")
+    before = {path: path.read_bytes() for path in bench.output.rglob("*") if path.is_file()}
+    done = bench.run("--shorten")
+    assert done.returncode == 0, done.stderr
+    assert f"results: {bench.output / 'short' / 'results.csv'}" in done.stdout
+    for verb in ("report", "table"):
+        done = bench.run("--shorten", verb=verb)
+        assert done.returncode == 0, done.stderr
+    assert mark in done.stderr
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {bench.output / "matrix.json", bench.output / "checks.json"}
+    short = bench.output / "short"
+    for name in ("table.md", "table.tex", "classes.md", "report.html"):
+        assert mark in (short / name).read_text()
+        assert mark not in (bench.output / name).read_text()
+    assert {path.name for path in short.iterdir()} >= {"results.csv", "summary.csv", "plots"}
 
 
 def test_the_training_gets_its_config_overrides_seed_and_folder(bench):

@@ -18,7 +18,14 @@ from hicl_d2.harness.reference import published
 from hicl_d2.harness.report import plots
 from hicl_d2.harness.report.pictures import data_url, largest
 from hicl_d2.harness.report.style import CSS
-from hicl_d2.harness.tables import collect, comparison, summarise, write_results, write_tables
+from hicl_d2.harness.tables import (
+    SHORT_NOTE,
+    collect,
+    comparison,
+    summarise,
+    write_results,
+    write_tables,
+)
 from hicl_d2.harness.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,9 +39,9 @@ PLOT_FOLDER = "plots"
 def write_report(workspace: Workspace) -> Path:
     """Write ``report.html``, the tables it shows, and each plot as PNG and SVG; return the page's path."""
     rows = collect(workspace.matrix, workspace.states)
-    write_results(rows, workspace.output)
-    write_tables(rows, workspace.matrix, workspace.output)
-    (workspace.output / PLOT_FOLDER).mkdir(exist_ok=True)
+    write_results(rows, workspace.tables)
+    write_tables(rows, workspace.matrix, workspace.tables)
+    (workspace.tables / PLOT_FOLDER).mkdir(exist_ok=True)
     sections = list(_sections(workspace, rows))
     links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in sections)
     body = "".join(
@@ -42,7 +49,7 @@ def write_report(workspace: Workspace) -> Path:
         for title, content in sections
     )
     name = escape(workspace.matrix.name)
-    path = workspace.output / REPORT_FILE
+    path = workspace.tables / REPORT_FILE
     write_text(
         path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: report</title>'
@@ -59,7 +66,8 @@ def _summary(workspace: Workspace) -> str:
         f'<span class="chip {name}">{count} {name}</span>' for name, count in counts.most_common()
     )
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"<p>{counted(len(workspace.matrix.cells), 'cell')} {chips} <small>written {when}</small></p>"
+    mark = f"<p><b>{escape(SHORT_NOTE)}</b></p>" if workspace.matrix.is_short else ""
+    return f"{mark}<p>{counted(len(workspace.matrix.cells), 'cell')} {chips} <small>written {when}</small></p>"
 
 
 def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str, str]]:
@@ -93,7 +101,7 @@ def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str,
             with rc_context(plots.STYLE):  # while it is drawn and when it is saved
                 figure = _draw(draw, workspace, rows, summary, place)
                 if figure is not None:
-                    drawn += _figure(figure, draw, title, place, workspace.output, with_title=len(places) > 1)
+                    drawn += _figure(figure, draw, title, place, workspace.tables, with_title=len(places) > 1)
         if drawn:
             yield title, f"<p>{note}</p>{drawn}"
     shown = "".join(_pictures(workspace, place) for place in places)
