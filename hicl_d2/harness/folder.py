@@ -192,6 +192,20 @@ def check_training(folder: Path, data: str | None = None) -> None:
             )
 
 
+def data_of(folder: Path) -> dict[str, str]:
+    """Return the fingerprint of each data set of the training in ``folder``, empty if its manifest has none."""
+    try:
+        content = read_json_file(folder / MANIFEST)
+    except (OSError, ValueError, InputError):
+        return {}
+    found = content.get("data") if isinstance(content, dict) else None
+    return (
+        {name: each for name, each in found.items() if isinstance(each, str)}
+        if isinstance(found, dict)
+        else {}
+    )
+
+
 def _noted_identity(path: Path) -> dict[str, Any]:
     """Return the identity in a manifest, empty if there is none that can be read."""
     try:

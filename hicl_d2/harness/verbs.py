@@ -202,8 +202,8 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
     table = markdown(results, workspace.matrix)
     write_tables(results, workspace.matrix, workspace.tables)
     console.show(f"\n{table}\n")
-    if workspace.matrix.is_short:
-        console.say(SHORT_NOTE)
+    for line in (*workspace.mixed_data(), *([SHORT_NOTE] if workspace.matrix.is_short else ())):
+        console.say(line)
     for cell in workspace.cells:
         pictures = cell.folder(workspace.output) / "pictures"
         if pictures.is_dir() and len(workspace.cells) <= plan.LISTED_CELLS:

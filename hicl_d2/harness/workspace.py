@@ -74,7 +74,22 @@ class Workspace:
         """Return a line for each kind of chosen cell that is stale or damaged: how many, why, and what becomes of it."""
         kinds = Counter(self.earlier[cell.slug].text for cell in self.in_state(files.STALE))
         lines = [f"{text} ({counted(count, 'cell')})" for text, count in kinds.items()]
+        lines += self.mixed_data()
         return lines + [self.states[cell.slug].note for cell in self.in_state(files.DAMAGED)]
+
+    def mixed_data(self) -> list[str]:
+        """Return a line for each data set whose files were not the same for all chosen cells that are done."""
+        first: dict[str, tuple[str, Cell]] = {}
+        lines: dict[str, str] = {}
+        for cell in self.in_state(files.DONE):
+            for name, content in files.data_of(cell.folder(self.output)).items():
+                known, before = first.setdefault(name, (content, cell))
+                if content != known and name not in lines:
+                    lines[name] = (
+                        f"the files of {name} (names or sizes) are others for {cell.name} than for {before.name}: their scores "
+                        "do not belong into one table; remove the folder of the older one to train it again"
+                    )
+        return list(lines.values())
 
     def of_older_scheme(self) -> list[Cell]:
         """Return the chosen cells whose only folder has an identity that cannot be compared with today's."""

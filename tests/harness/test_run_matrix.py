@@ -152,6 +152,23 @@ def test_shortened_cells_do_not_stand_in_for_full_ones(bench):
     assert {row["iteration"] for row in rows(bench) if row["at"] == "last"} == {"3"}
 
 
+def test_cells_of_different_files_are_named_whenever_the_table_is_shown(bench):
+    bench.matrix(seeds=[1, 2])
+    assert bench.run().returncode == 0
+    folders = sorted(path for path in (bench.output / "cells").iterdir() if path.is_dir())
+    for folder in folders:
+        (folder / "manifest.json").write_text('{"data": {"mine_train": "a", "mine_val": "b"}}')
+    said = "the files of mine_train (names or sizes) are others for"
+    assert said not in bench.run(verb="table").stderr
+    (folders[-1] / "manifest.json").write_text('{"data": {"mine_train": "c", "mine_val": "b"}}')
+    for verb in ("table", "run", "report"):
+        done = bench.run(verb=verb)
+        assert (done.returncode, done.stderr.count("mine_val")) == (0, 0)
+        assert said in done.stderr
+    (folders[-1] / "manifest.json").write_text('{"data": [1]}')
+    assert said not in bench.run(verb="table").stderr
+
+
 def test_short_tables_and_reports_say_so_and_leave_the_full_ones(bench):
     mark = "Shortened trainings (--shorten)"
     bench.run()

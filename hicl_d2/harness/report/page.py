@@ -67,7 +67,9 @@ def _summary(workspace: Workspace) -> str:
     )
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     mark = f"<p><b>{escape(SHORT_NOTE)}</b></p>" if workspace.matrix.is_short else ""
-    return f"{mark}<p>{counted(len(workspace.matrix.cells), 'cell')} {chips} <small>written {when}</small></p>"
+    return (
+        f"{mark}<p>{counted(len(workspace.matrix.cells), 'cell')} {chips} <small>written {when}</small></p>"
+    )
 
 
 def _sections(workspace: Workspace, rows: "pd.DataFrame") -> Iterator[tuple[str, str]]:
