@@ -202,10 +202,13 @@ def _check_same_run(folder: Path, before: Mapping[str, Any], config: dict[str, A
         changed = [key for key in changed if not key.startswith(RESUMABLE_KEYS)]
     if not changed:
         return
-    raise InputError(
-        f"{folder} holds a different run: {differences(changed, before, config)}; choose another OUTPUT_DIR (--resume goes on "
-        "with the same config alone)"
+    is_trained = (folder / RESULT).exists() or (folder / LAST).exists() or resumable_checkpoints(folder)
+    advice = (
+        "choose another OUTPUT_DIR (--resume goes on with the same config alone)"
+        if is_trained
+        else "remove that folder, in which nothing was trained yet, or choose another OUTPUT_DIR"
     )
+    raise InputError(f"{folder} holds a different run: {differences(changed, before, config)}; {advice}")
 
 
 def _check_same_contents(folder: Path, manifest: Mapping[str, Any], cfg: CfgNode) -> None:

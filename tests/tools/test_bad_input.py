@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -539,6 +540,19 @@ def test_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(
     monkeypatch.undo()
 
 
+def test_a_folder_in_which_nothing_was_trained_may_go(command: Command, tmp_path: Path) -> None:
+    assert command("SOLVER.MAX_ITER", "1").code == 0
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "manifest.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    line = command("SOLVER.MAX_ITER", "2").line
+    assert (
+        "SOLVER.MAX_ITER is 1 there and 2 here; remove that folder, in which nothing was trained yet, or"
+        in line
+    )
+    assert (tmp_path / "run/manifest.json").exists()
+
+
 def test_output_of_a_different_run(command: Command, tmp_path: Path) -> None:
     assert command("SOLVER.MAX_ITER", "1").code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -546,6 +560,7 @@ def test_output_of_a_different_run(command: Command, tmp_path: Path) -> None:
     assert "holds a different run" in line
     assert "SOLVER.MAX_ITER is 1 there and 2 here" in line
     assert "holds a different run" in command("SOLVER.MAX_ITER", "2", "--resume").line
+    assert "choose another OUTPUT_DIR (--resume goes on" in line
     assert "finished" in command("SOLVER.MAX_ITER", "1").line
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
