@@ -122,11 +122,12 @@ def attach(
             _check_classes(model, logits, num_classes)
     if image is not None:
         taps["image"] = _make_tap(model, "image", image, "input")
-    auto = contrast == "hicl" and settings.get("windows") == "auto"
+    is_auto = isinstance(settings.get("windows"), str) and settings["windows"] == "auto"
+    auto = contrast == "hicl" and is_auto
     channels, stride = _measure(
         model, taps, in_channels, stride, grid, example, needs_stride=auto and stride is None
     )
-    if settings.get("windows") == "auto":
+    if is_auto:
         settings["windows"] = _windows(stride or 1) if auto else (1,)
     module = find_module(model, feature)
     parameter = next(chain(module.parameters(), model.parameters()), torch.zeros(()))

@@ -1,6 +1,6 @@
 """The levels of the hierarchy: one window size each, with its own thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
@@ -62,7 +62,7 @@ def make_levels(
     Raises ValueError for windows that are not ascending, lists of another length, thresholds out of range, or when
     no level is left.
     """
-    _check_windows(windows)
+    windows = _checked_windows(windows)
     shared = {
         "purity": purity,
         "coverage": coverage,
@@ -86,22 +86,23 @@ def make_levels(
     return levels
 
 
-def _check_windows(windows: Sequence[int]) -> None:
-    is_sequence = isinstance(windows, Sequence) and not isinstance(windows, str)
-    are_whole = is_sequence and all(isinstance(w, Integral) and w >= 1 for w in windows)
-    if not are_whole or not windows or any(a >= b for a, b in pairwise(windows)):
+def _checked_windows(windows: Iterable[int]) -> tuple[int, ...]:
+    found = tuple(windows) if isinstance(windows, Iterable) else ()
+    are_whole = all(isinstance(window, Integral) and window >= 1 for window in found)
+    if not found or not are_whole or any(a >= b for a, b in pairwise(found)):
         raise ValueError(
             f"windows must be whole numbers from 1, ascending, such as (1, 2, 4, 8), not {windows!r}"
         )
+    return found
 
 
 def _per_window(name: str, values: Values, count: int) -> list[float]:
-    if isinstance(values, Real):
-        values = (float(values),)
-    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+    found = (values,) if isinstance(values, Real) else values
+    if not isinstance(found, Iterable) or not all(isinstance(value, Real) for value in found):
         raise ValueError(f"{name} must be a number, or one for each window, not {values!r}")
+    values = [float(value) for value in found]
     if len(values) not in (1, count):
         raise ValueError(
             f"{name} needs one value, or as many as there are windows ({count}), not {len(values)}"
         )
-    return [float(value) for value in (list(values) * count if len(values) == 1 else values)]
+    return values * count if len(values) == 1 else values

@@ -4,6 +4,7 @@ import doctest
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -338,6 +339,10 @@ def test_one_number_holds_for_every_window() -> None:
         windows=(1, 2), purity=(0.8, 0.8), coverage=(0.0,), level_weights=(2, 2), confidence_high=(1, 1)
     )
     assert one.levels == many.levels
+    arrays = make_branch(
+        windows=np.array([1, 2]), purity=np.array([0.8, 0.8]), coverage=0, level_weights=[2, 2]
+    )
+    assert arrays.levels == many.levels
 
 
 @pytest.mark.parametrize("assign", [False, True])
