@@ -93,7 +93,7 @@ def _checked_windows(windows: Iterable[int]) -> tuple[int, ...]:
         raise ValueError(
             f"windows must be whole numbers from 1, ascending, such as (1, 2, 4, 8), not {windows!r}"
         )
-    return found
+    return tuple(map(int, found))
 
 
 def _per_window(name: str, values: Values, count: int) -> list[float]:
