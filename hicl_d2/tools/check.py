@@ -8,7 +8,7 @@ from PIL import Image
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted
-from hicl_d2.command.files import atomic_open, check_writable, write_json
+from hicl_d2.command.files import check_writable, write_json
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
@@ -22,6 +22,7 @@ from hicl_d2.reading import read_image, read_labels
 from hicl_d2.run.logs import run_log
 from hicl_d2.visualization.colours import palette
 from hicl_d2.visualization.contact import contact_sheet
+from hicl_d2.visualization.files import check_own, save_picture
 from hicl_d2.visualization.pictures import evenly_spaced
 
 
@@ -40,8 +41,11 @@ def main(args: Namespace) -> bool:
         check_inputs(cfg)
     hicl = cfg.MODEL.HICL
     output = Path(args.output)
+    sheets = {name: output / f"{file_stem(name)}.png" for name in names}
+    if args.pictures:
+        check_own(sheets.values(), "--output")
     audits = []
-    for name in dict.fromkeys(names):
+    for name in sheets:
         audit = audit_dataset(
             name,
             windows=args.windows or hicl.WINDOWS,
@@ -74,7 +78,7 @@ def main(args: Namespace) -> bool:
     report = as_json(audits, shared)
     write_json(output / "audit.json", report)
     for audit in audits:
-        _draw(audit, output / f"{file_stem(audit.name)}.png", args.pictures)
+        _draw(audit, sheets[audit.name], args.pictures)
     console.show(f"report: {output / 'audit.json'}; pictures beside it")
     faults = sum(len(audit.faults) for audit in audits)
     console.show("no faults" if not faults else f"{counted(faults, 'fault')}: training would go wrong")
@@ -127,5 +131,4 @@ def _draw(audit: Audit, path: Path, count: int) -> None:
         shares,
         ignore_value=audit.question.ignore_value,
     )
-    with atomic_open(path, "wb") as stream:
-        sheet.save(stream, format="PNG")
+    save_picture(sheet, path)

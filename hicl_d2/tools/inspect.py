@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted, listing
-from hicl_d2.command.files import atomic_open, check_writable
+from hicl_d2.command.files import check_writable
 from hicl_d2.contrast.branch import HiCLBranch
 from hicl_d2.contrast.class_pooling import belongs_to_component, find_candidates, gather_class_windows
 from hicl_d2.contrast.fused import ClassScores, embed, gather_windows
@@ -38,6 +38,7 @@ from hicl_d2.visualization.components import (
     LevelPicture,
     explain,
 )
+from hicl_d2.visualization.files import check_own, save_picture
 from hicl_d2.visualization.pictures import evenly_spaced, picture_names
 
 # Points drawn per class, and per class and level.
@@ -76,8 +77,7 @@ def main(args: Namespace) -> None:
             colours,
             ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         )
-        with atomic_open(folder / f"{name}.png", "wb") as stream:
-            sheet.save(stream, format="PNG")
+        save_picture(sheet, folder / f"{name}.png")
         advance()
     console.show(f"{counted(len(records), 'picture')} in {folder}")
 
@@ -95,7 +95,9 @@ def _records(cfg: CfgNode, args: Namespace) -> list[dict[str, Any]]:
         raise InputError("give --dataset NAME, or a config whose DATASETS.TEST names one")
     records = load_records(name)
     _check_beside(args.output, records)
-    return _choose(records, args.image, args.count)
+    chosen = _choose(records, args.image, args.count)
+    check_own((Path(args.output) / f"{name}.png" for name in picture_names(chosen)), "--output")
+    return chosen
 
 
 def _check_beside(output: str, records: Records) -> None:

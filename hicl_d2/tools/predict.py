@@ -18,7 +18,7 @@ from hicl_d2.command.address import is_address, local_file
 from hicl_d2.command.cli import NO_PERMISSION, NO_SPACE
 from hicl_d2.command.console import console, counter
 from hicl_d2.command.errors import InputError, counted, one_line
-from hicl_d2.command.files import atomic_path, check_writable, expanded
+from hicl_d2.command.files import check_writable, expanded
 from hicl_d2.config import load_config
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
@@ -36,9 +36,11 @@ from hicl_d2.reading import IMAGE_SUFFIXES
 from hicl_d2.run.logs import run_log
 from hicl_d2.run.setup import device_in_words, resolve_device
 from hicl_d2.visualization.colours import Colour, overlay, palette
+from hicl_d2.visualization.files import check_own, save_picture
 from hicl_d2.visualization.legend import draw_legend
 
 FAILURES_SHOWN = 20
+LEGEND = "legend.png"
 
 
 @run_log()
@@ -47,6 +49,7 @@ def main(args: Namespace) -> bool:
     check_writable(args.output, "--output")
     output = Path(args.output)
     images = find_images(args.input, output)
+    names = output_names([name for name, _ in images])
     cfg, model = load_model(args.config_file, args.weights, args.opts, args.output)
     classes, colours = class_names(cfg)
     if cfg.MODEL.DEVICE == "cpu":
@@ -54,9 +57,9 @@ def main(args: Namespace) -> bool:
     model = for_testing(cfg, model).eval()
     for kind in ("overlays", "labels"):
         _make_folder(output / kind, output)
-    _save(draw_legend(classes, colours), output / "legend.png", output)
+    check_own(_outputs(output, names), "--output")
+    _save(draw_legend(classes, colours), output / LEGEND, output)
     advance = counter("predicting", len(images))
-    names = output_names([name for name, _ in images])
     failures = []
     for (_, path), name, mapped in zip(images, names, _mapped(cfg, images), strict=True):
         try:
@@ -70,13 +73,20 @@ def main(args: Namespace) -> bool:
             failures.append(_failure(path, error))
         advance()
     console.show(
-        f"{len(images) - len(failures)} of {counted(len(images), 'image')}: overlays, labels and legend.png in {output}"
+        f"{len(images) - len(failures)} of {counted(len(images), 'image')}: overlays, labels and {LEGEND} in {output}"
     )
     for line in failures[:FAILURES_SHOWN]:
         console.show(f"failed: {line}")
     if len(failures) > FAILURES_SHOWN:
         console.show(f"failed: and {len(failures) - FAILURES_SHOWN} more")
     return not failures
+
+
+def _outputs(output: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield every file that the predictions ``names`` are written to."""
+    yield output / LEGEND
+    for name in names:
+        yield from (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.jpg")
 
 
 def _failure(path: Path, error: Exception) -> str:
@@ -261,8 +271,7 @@ def _write(
 
 def _save(picture: Image.Image, path: Path, output: Path, **options: Any) -> None:
     _make_folder(path.parent, output)
-    with atomic_path(path, durable=False) as unfinished:
-        picture.save(unfinished, **options)
+    save_picture(picture, path, durable=False, **options)
 
 
 def _make_folder(path: Path, output: Path) -> None:

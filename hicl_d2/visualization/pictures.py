@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hicl_d2.command.errors import one_line
-from hicl_d2.command.files import atomic_open, write_json
+from hicl_d2.command.files import write_json
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.reading import open_image, read_labels
 from hicl_d2.visualization.colours import palette
+from hicl_d2.visualization.files import check_own, save_picture
 from hicl_d2.visualization.sheet import class_iou, side_by_side
 
 SCORES_FILE = "scores.json"
@@ -34,6 +35,7 @@ def draw_pictures(
     Writes ``output_dir``/pictures/<name of the image>.png and returns the paths; fewer images than ``count``
     are all drawn. ``scores.json`` beside them has the mIoU of each image in percent (None without truth). An image that
     cannot be read, predicted or drawn is a warning. The model is in eval mode meanwhile. One process alone calls this.
+    Raises InputError for a file that has the name of a picture and is the user's.
     """
     records = [record for record in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" in record]
     chosen = evenly_spaced(records, count)
@@ -42,13 +44,15 @@ def draw_pictures(
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the other processes take no part
     folder = Path(output_dir) / "pictures"
+    names = picture_names(chosen)
+    check_own((folder / f"{name}.png" for name in names), "OUTPUT_DIR")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     scores: dict[str, float | None] = {}
     was_training = model.training
     model.eval()
     try:
-        for record, name in zip(chosen, picture_names(chosen), strict=True):
+        for record, name in zip(chosen, names, strict=True):
             try:
                 sheet, score = _draw(model, mapper, record, dataset_name, name)
             except Exception as error:  # whatever one image raises, the others are drawn
@@ -58,8 +62,7 @@ def draw_pictures(
                 continue
             scores[name] = score
             paths.append(folder / f"{name}.png")
-            with atomic_open(paths[-1], "wb", durable=False) as stream:
-                sheet.save(stream, format="PNG")
+            save_picture(sheet, paths[-1], durable=False)
     finally:
         model.train(was_training)
     write_json(folder / SCORES_FILE, scores)

@@ -102,6 +102,39 @@ def test_pictures_are_not_written_among_the_images(run: dict[str, Any], kind: st
     assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
 
 
+AUDIT: dict[str, Any] = {"windows": None, "stride": 4, "workers": 0, "pictures": 2, "dataset": []}
+
+
+@pytest.mark.parametrize(
+    ("tool", "more", "name"),
+    [
+        (inspect, {}, "0.png"),
+        (check, AUDIT, "tiny_val.png"),
+        (predict, {"input": []}, "labels/1.png"),
+        (predict, {"input": []}, "overlays/1.jpg"),
+        (predict, {"input": []}, "legend.png"),
+    ],
+)
+def test_a_picture_of_the_users_is_never_written_over_and_one_of_a_tools_is(
+    run: dict[str, Any], tmp_path: Path, tool: Any, more: dict[str, Any], name: str
+) -> None:
+    images = Path(load_records("tiny_val")[0]["file_name"]).parent
+    if "input" in more:
+        more = {"input": [str(images)]}
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(theirs)
+    before = theirs.read_bytes()
+    with pytest.raises(InputError, match=f"{name} is there, is no picture of this project"):
+        tool.main(arguments(run, tmp_path / "out", **more))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_bytes() == before
+    theirs.unlink()
+    for _ in range(2):
+        tool.main(arguments(run, tmp_path / "out", **more))
+    assert theirs.is_file()
+
+
 def test_components_are_drawn_with_the_branchs_own_counts(run: dict[str, Any], tmp_path: Path) -> None:
     inspect.main(arguments(run, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("*.png"))) == 2

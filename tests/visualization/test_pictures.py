@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from hicl_d2.command.errors import InputError
 from hicl_d2.d2.config import get_cfg
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.data.mapper import SemanticMapper
@@ -82,6 +83,15 @@ def test_evenly_spaced_images_are_drawn_by_name_with_the_data_sets_colours(datas
         sheet.load()
         assert sheet.getpixel((sheet.width // 2, 100)) == (250, 0, 0)
         assert sheet.getpixel((sheet.width - 100, 100)) == (0, 250, 0)
+
+
+def test_a_file_of_the_users_is_not_drawn_over(dataset, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    theirs = tmp_path / "pictures" / "03.png"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(InputError, match=r"03\.png is there, .*; give another OUTPUT_DIR"):
+        draw_pictures(SemanticMapper(get_cfg(), is_train=False), Constant(1), dataset, tmp_path, 3)
+    assert [path.read_bytes() for path in theirs.parent.iterdir()] == [b"theirs"]
 
 
 def test_more_pictures_than_images_draws_all_and_none_draws_none(dataset, tmp_path):
