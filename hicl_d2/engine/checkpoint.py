@@ -165,11 +165,7 @@ class Checkpoints(DetectionCheckpointer):
             return
         folder = Path(self.save_dir)
         path = folder / f"{BEST}.pth"
-        try:
-            with atomic_open(path, "wb") as stream:
-                torch.save({"model": contiguous(self.model.state_dict()), "iteration": iteration}, stream)
-        except RuntimeError as error:
-            raise _disk_error(error, path) from None
+        save_whole({"model": contiguous(self.model.state_dict()), "iteration": iteration}, path)
         write_json(
             folder / BEST_RECORD, {"checkpoint": path.name, "iteration": iteration, "metrics": metrics}
         )
@@ -405,6 +401,15 @@ def _split_key(path: str) -> tuple[str, str]:
 
 def _counts(name: str) -> bool:
     return not (name.startswith(BRANCH) or name.endswith(COUNTER))
+
+
+def save_whole(content: Any, path: Path) -> None:
+    """Write ``content`` as torch does, whole or not at all; an error of the disk is an OSError that names ``path``."""
+    try:
+        with atomic_open(path, "wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:  # torch's zip writer hides what the disk said
+        raise _disk_error(error, path) from None
 
 
 def _disk_error(error: RuntimeError, path: Path) -> Exception:

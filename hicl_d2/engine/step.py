@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from hicl_d2.command.errors import InputError, counted
-from hicl_d2.command.files import atomic_open
 from hicl_d2.d2.utils import comm, get_event_storage, seed_all_rng
+from hicl_d2.engine.checkpoint import save_whole
 from hicl_d2.engine.precision import keep_depthwise_in_float32
 from hicl_d2.modeling.memory_format import like
 
@@ -204,8 +204,7 @@ class StepTrainer:
             "figures": dict(figures),
             "batch": data,
         }
-        with atomic_open(path, "wb") as stream:
-            torch.save(content, stream)
+        save_whole(content, path)
         return f", saved in {path}"
 
     def _log(self, losses: Mapping[str, float], data_time: float) -> None:

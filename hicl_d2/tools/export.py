@@ -1,5 +1,6 @@
 """The plain model as a file for other runtimes, or as checkpoint and config for Detectron2 itself."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hicl_d2.run.logs import run_log
 from hicl_d2.run.manifest import config_hash
 from hicl_d2.run.provenance import versions
 from hicl_d2.tools.predict import class_names, load_model
+from hicl_d2.tools.to_detectron2 import CHECKPOINT, CONFIG, write
 
 # Largest difference from the model that a written file may have, as a share of the largest score.
 TOLERANCE = 1e-4
@@ -42,14 +44,15 @@ def main(args: Namespace) -> None:
     check_writable(output if args.to else output.parent, "--output")
     if not args.to and output.is_dir():
         raise InputError(f"--output {output} is a folder; give the name of a file in it")
-    written = [output / name for name in ("model_final.pth", "config.yaml")] if args.to else [output]
+    written = [output / name for name in (CHECKPOINT, CONFIG)] if args.to else [output]
     for name in (args.config_file, args.weights, load_config(args.config_file, args.opts).MODEL.WEIGHTS):
         if any(_is_same(name, file) for file in written):
             raise InputError(f"--output {output} would overwrite {name}, which is read; give another name")
+    for file in written:
+        if os.path.lexists(file):
+            raise InputError(f"{file} is there already; give another --output")
     cfg, model = load_model(args.config_file, args.weights, [*args.opts, *PLAIN], args.output)
     if args.to:
-        from hicl_d2.tools.to_detectron2 import write
-
         console.show(f"for Detectron2: {write(cfg, model, output)}")
         return
     if not gives_semantics(cfg):

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from hicl_d2.command.errors import InputError, listing
-from hicl_d2.command.files import atomic_open, write_text
+from hicl_d2.command.files import write_text
 from hicl_d2.d2.config import CfgNode, add_deeplab_config, get_cfg
+from hicl_d2.engine.checkpoint import save_whole
 from hicl_d2.modeling.memory_format import contiguous
 from hicl_d2.modeling.settings import base_architecture
 
@@ -40,8 +40,7 @@ def write(cfg: CfgNode, model: nn.Module, folder: Path) -> Path:
     plain = _their_config(cfg)
     plain.MODEL.WEIGHTS = str((folder / CHECKPOINT).absolute())
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_open(folder / CHECKPOINT, "wb") as stream:
-        torch.save({"model": contiguous(model.state_dict())}, stream)
+    save_whole({"model": contiguous(model.state_dict())}, folder / CHECKPOINT)
     write_text(folder / CONFIG, HEADER + plain.dump())
     return folder
 

@@ -246,6 +246,50 @@ def test_what_is_read_is_not_written_over(
         assert (weights.read_bytes(), config.read_bytes()) == before
 
 
+@pytest.mark.parametrize(
+    ("way", "there"),
+    [
+        (["--format", "torchscript", "--output", "out"], "out"),
+        (["--to", "detectron2", "--output", "out"], "out/model_final.pth"),
+        (["--to", "detectron2", "--output", "out"], "out/config.yaml"),
+    ],
+)
+def test_what_is_there_is_not_written_over(
+    way: list[str],
+    there: str,
+    fpn: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": build_model(load_config(fpn)).state_dict()}, "weights.pth")
+    Path(there).parent.mkdir(exist_ok=True)
+    Path(there).write_text("of a run")
+    words = ["--config-file", fpn, "--weights", "weights.pth", *way]
+    assert status("hicl export", lambda: commands.export(words)) == 2
+    assert capsys.readouterr().err == f"hicl export: {there} is there already; give another --output\n"
+    assert Path(there).read_text() == "of a run"
+
+
+def test_a_full_disk_is_one_line_for_detectron2s_checkpoint_too(
+    fpn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(content: object, stream: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:  # as torch's zip writer, which hides what the disk said
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    weights, output = tmp_path / "weights.pth", tmp_path / "out"
+    torch.save({"model": build_model(load_config(fpn)).state_dict()}, weights)
+    monkeypatch.setattr(torch, "save", full)
+    words = ["--config-file", fpn, "--weights", str(weights), "--to", "detectron2", "--output", str(output)]
+    assert status("hicl export", lambda: commands.export(words)) == 2
+    assert "no space left on the disk of" in capsys.readouterr().err.splitlines()[-1]
+    assert list(output.iterdir()) == []
+
+
 @pytest.mark.parametrize("format_", ["torchscript", "torch_export"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     format_: str,
