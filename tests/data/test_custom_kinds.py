@@ -161,6 +161,7 @@ LISTS = {
     "with the folder": "images/x.jpg\nimages/sub/y.jpg",
     "with columns": "x.jpg x.png\nsub/y\t1\n",
     "with the masks": "x masks/x.png\nsub/y.jpg masks/sub/y.png\n",
+    "with masks of an ending": "x masks/x_mask.png\nsub/y masks/sub/ymask.png\n",
     "with comments and backslashes": "# train\n./x\nsub\\y.jpg\n",
 }
 
@@ -196,12 +197,16 @@ def test_a_list_names_images_with_their_ending(root: Path) -> None:
         ("town/x\n", "for 1 of 1 name in its list, the first is"),
         ("x (2).jpg\n", "for 1 of 1 name in its list, the first is x (2).jpg"),
         ("x 1.PNG\n", "for 1 of 1 name in its list, the first is x 1.PNG"),
+        ("1 (1).jpg\n", "for 1 of 1 name in its list, the first is 1 (1).jpg"),
+        ("1 11.jpg\n", "for 1 of 1 name in its list, the first is 1 11.jpg"),
+        ("x.1 (2).jpg\n", "for 1 of 1 name in its list, the first is x.1 (2).jpg"),
         (None, "cannot be read"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(root: Path, text: str | None, message: str) -> None:
-    save_image(root / "images/x.jpg")
-    save(root / "masks/x.png", scene(0))
+    for stem in ("x", "1", "x.1"):
+        save_image(root / f"images/{stem}.jpg")
+        save(root / f"masks/{stem}.png", scene(0))
     if text is not None:
         (root / "train.txt").write_text(text)
     register(list_file="train.txt")

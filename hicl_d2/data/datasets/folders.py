@@ -151,11 +151,18 @@ def _choose(
 def _is_file_name(line: str) -> bool:
     """Return whether a line of a list is one name with spaces in it, as "leaf (2).png": the first word is no name of its own.
 
-    It is one in "leaf.png masks/leaf.png" and in "leaf masks/leaf.png".
+    It is one in "leaf.png masks/leaf.png" and in "leaf masks/leaf.png", but not in "1 (1).png" and "photo.1 (2).png".
     """
-    first, *rest = line.split(maxsplit=1)
-    is_image = os.path.splitext(line)[1].lower() in IMAGE_SUFFIXES
-    return is_image and bool(rest) and not os.path.splitext(first)[1] and first not in rest[0]
+    first, *rest = (PurePosixPath(word.replace("\\", "/")) for word in line.split(maxsplit=1))
+    if not rest or not _is_image(rest[0]) or _is_image(first):
+        return False
+    mask, name = rest[0], first.name
+    is_its_mask = mask.stem == name or (mask.stem.startswith(name) and len(mask.parts) > 1)
+    return not is_its_mask
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _keys(word: str, folder: Path, ending: str) -> Iterator[str]:
