@@ -240,7 +240,11 @@ def test_a_folder_of_the_users_whose_name_looks_like_ours_is_read(
 ) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir(exist_ok=True)
-    own = {"all.classes/a": truths["a"], "b.classes/12345678x/c": truths["b c"]}
+    own = {
+        "all.classes/a": truths["a"],
+        "b.classes/12345678x/c": truths["b c"],
+        "c.classes/20240131/d": truths["feld ü/d"],
+    }
     for number, (stem, labels) in enumerate(own.items()):
         path = tmp_path / "images" / f"{stem}.jpg"
         path.parent.mkdir(parents=True)

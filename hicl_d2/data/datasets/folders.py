@@ -17,8 +17,11 @@ from hicl_d2.reading import IMAGE_SUFFIXES, LOSSY_SUFFIXES, image_size
 MOST_BYTES_OF_LIST = 256 * 2**20
 # What the published data sets consist of.
 PUBLISHED_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-# Folders of converted masks, and the folders in them: see `hicl_d2.data.custom`.
-CACHE, MEANING = re.compile(r".+\.classes(\.[0-9a-f]+)?"), re.compile(r"[0-9a-f]{8}")
+# Folders of converted masks, the folders in them and the masks in those: see `hicl_d2.data.custom`.
+CACHE, MEANING, CONVERTED = (
+    re.compile(pattern)
+    for pattern in (r".+\.classes(\.[0-9a-f]{16})?", r"[0-9a-f]{8}", r".+\.[0-9a-f]{16}\.png")
+)
 # Folders that Synology's and Apple's systems put among a user's.
 SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
@@ -272,14 +275,24 @@ def is_hidden(name: str) -> bool:
 
 
 def is_cache(folder: Path) -> bool:
-    """Return whether ``folder`` holds masks that were converted for some data set, by its name and its folders' names."""
+    """Return whether ``folder`` holds masks that were converted for some data set, and nothing else, by all names in it.
+
+    A folder of the user's may be called NAME.classes and hold folders of dates, which are eight digits too.
+    """
     if not CACHE.fullmatch(folder.name):
         return False
     try:
-        inside = [entry for entry in os.listdir(folder) if not is_hidden(entry)]
+        meanings = _visible(folder)
+        if not all(MEANING.fullmatch(name) for name in meanings):
+            return False
+        masks = [name for meaning in meanings for name in _visible(folder / meaning)]
     except OSError:
         return False
-    return bool(inside) and all(MEANING.fullmatch(entry) for entry in inside)
+    return bool(masks) and all(CONVERTED.fullmatch(name) for name in masks)
+
+
+def _visible(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if not is_hidden(name)]
 
 
 def _walk(name: str, folder: Path, expected: str, leave: list[Path]) -> Iterator[str]:
