@@ -86,23 +86,27 @@ def write_result(cfg: CfgNode, result: Mapping[str, Any]) -> Path:
     return path
 
 
-def task(cfg: CfgNode) -> str:
-    """Return where the first test data set's figures stand in flat metrics: "sem_seg/", or below its name."""
-    return f"{cfg.DATASETS.TEST[0]}/sem_seg/" if len(cfg.DATASETS.TEST) > 1 else "sem_seg/"
+def task(cfg: CfgNode, dataset: str = "") -> str:
+    """Return where a test data set's figures (the first's by default) stand in flat metrics: "sem_seg/", or below its name."""
+    return f"{dataset or cfg.DATASETS.TEST[0]}/sem_seg/" if len(cfg.DATASETS.TEST) > 1 else "sem_seg/"
 
 
-def class_iou(cfg: CfgNode, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return the IoU of each class of the first test data set in percent, None where the truth lacks it."""
-    prefix = task(cfg) + CLASS_PREFIX
+def class_iou(
+    cfg: CfgNode, metrics: Mapping[str, float | None], dataset: str = ""
+) -> dict[str, float | None]:
+    """Return the IoU of each class of a test data set (the first by default) in percent, None where the truth lacks it."""
+    prefix = task(cfg, dataset) + CLASS_PREFIX
     return {
         name.removeprefix(prefix): value for name, value in finite(metrics).items() if name.startswith(prefix)
     }
 
 
-def table(cfg: CfgNode, metrics: Mapping[str, float | None], *, bars: bool = False) -> str:
-    """Return the figures of the first test data set as text: a line per class, with a bar if asked for, and the means."""
-    prefix = task(cfg)
-    classes = class_iou(cfg, metrics)
+def table(cfg: CfgNode, metrics: Mapping[str, float | None], dataset: str = "", *, bars: bool = False) -> str:
+    """Return the figures of a test data set (the first by default) as text: a line per class, with a bar if asked for, and
+    the means.
+    """
+    prefix = task(cfg, dataset)
+    classes = class_iou(cfg, metrics, dataset)
     rows = [(name, _percent(value), *_bar(value, bars)) for name, value in classes.items()]
     headers = ("class", "IoU", "0 to 100") if bars else ("class", "IoU")
     style: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}

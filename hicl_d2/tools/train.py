@@ -211,8 +211,11 @@ def _draw_pictures(cfg: CfgNode, model: Any) -> Path | None:
 
 def _report(cfg: CfgNode, metrics: dict[str, Any], path: Path, pictures: Path | None) -> None:
     """Show the result, which is on the disk: that nobody listens any more is no failure of the run."""
-    table = result.table(cfg, metrics, bars=sys.stdout.isatty()) if len(cfg.DATASETS.TEST) else ""
-    lines = [f"\n{cfg.DATASETS.TEST[0]}\n\n{table}\n"] if table else []
+    bars = sys.stdout.isatty()
+    lines = [
+        f"\n{name}\n\n{result.table(cfg, metrics, name, bars=bars)}\n"
+        for name in dict.fromkeys(cfg.DATASETS.TEST)
+    ]
     lines.append(f"result: {path}")
     if pictures is not None:
         lines.append(f"pictures: {pictures}")

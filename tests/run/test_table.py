@@ -1,10 +1,13 @@
 """The table at the end of a run: figures as ever, bars where they are asked for."""
 
+from pathlib import Path
+
 import pytest
 
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.run import result, setup
+from hicl_d2.tools import train
 
 METRICS = {
     "sem_seg/mIoU": 45.0,
@@ -33,6 +36,22 @@ def test_each_class_has_a_line_and_the_means_follow(cfg: CfgNode) -> None:
         "|--------|-------|",
         "| mIoU   | 45.00 |",
     ]
+
+
+def test_each_of_several_data_sets_has_a_table(cfg: CfgNode, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg.DATASETS.TEST = ("one", "other")
+    metrics: dict[str, float | None] = {
+        f"{name}/sem_seg/{metric}": value
+        for name, value in (("one", 10.0), ("other", 20.0))
+        for metric in ("mIoU", "IoU-road")
+    }
+    train._report(cfg, metrics, Path("result.json"), None)
+    shown = capsys.readouterr().out
+    for name, figure in (("one", "10.00"), ("other", "20.00")):
+        table = result.table(cfg, metrics, name)
+        assert table.count(figure) == 2
+        assert f"\n{name}\n\n{table}\n" in shown
+    assert result.class_iou(cfg, metrics) == {"road": 10.0}
 
 
 def test_bars_are_as_long_as_the_figures(cfg: CfgNode) -> None:
