@@ -157,11 +157,13 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
         if not local_file(weights).is_dir():
             check_regular(local_file(weights), "weights file")
     elif args.eval_only and not weights:
-        last = f"the last checkpoint of {cfg.OUTPUT_DIR}, {name or 'which has none yet'}"
-        raise InputError(
-            "nothing says which weights to evaluate: give MODEL.WEIGHTS FILE, or hicl evaluate --last (train --eval-only "
-            f"--resume) for {last}"
+        file, last = args.weights_by
+        other = (
+            f", or {last} for {Path(cfg.OUTPUT_DIR) / name}"
+            if name
+            else f" (OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint)"
         )
+        raise InputError(f"nothing says which weights to evaluate: give {file}{other}")
 
 
 def resolve_device(cfg: CfgNode) -> str:

@@ -37,7 +37,9 @@ def evaluate_arguments(arguments: Words = None, prog: str = "hicl evaluate") -> 
     words = ["--config-file", args.config_file, "--eval-only", "--num-gpus", str(args.num_gpus)]
     words += ["--resume"] if args.last else []
     weights = [] if args.weights is None else ["MODEL.WEIGHTS", args.weights]
-    return train_arguments([*words, *args.opts, *weights], prog)
+    found = train_arguments([*words, *args.opts, *weights], prog)
+    found.weights_by = ("--weights FILE", "--last")
+    return found
 
 
 def _train_parser(prog: str) -> Parser:
@@ -97,6 +99,8 @@ def _train_parser(prog: str) -> Parser:
         metavar="URL",
         help="where processes meet: tcp://HOST:PORT; auto: a free port",
     )
+    # What the tool calls a file of weights and the last checkpoint, for messages.
+    parser.set_defaults(weights_by=("MODEL.WEIGHTS FILE", "--resume"))
     return parser
 
 

@@ -120,6 +120,23 @@ def test_evaluate_is_train_with_eval_only(command: Command, tmp_path: Path, conf
     assert evaluate_arguments(["--config-file", "f", "--last"]).resume
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "last"),
+    [
+        (["evaluate"], "--weights FILE", "--last"),
+        (["train", "--eval-only"], "MODEL.WEIGHTS FILE", "--resume"),
+    ],
+)
+def test_weights_are_asked_for_in_the_words_of_the_tool(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], file: str, last: str
+) -> None:
+    asked = f"hicl {words[0]}: nothing says which weights to evaluate: give {file}"
+    words = [*words, "--config-file", CONFIG_NAME, "OUTPUT_DIR", str(tmp_path)]
+    assert call(capsys, *words) == (2, "", f"{asked} (OUTPUT_DIR {tmp_path} holds no checkpoint)\n")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    assert call(capsys, *words) == (2, "", f"{asked}, or {last} for {tmp_path}/model_final.pth\n")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # configs
 
