@@ -166,7 +166,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def check_writable(folder: str | Path, name: str) -> None:
-    """Check that ``folder`` can be made and written in, without making it; ``name`` is what the user calls it.
+    """Check that ``folder`` can be made and written in, without leaving it; ``name`` is what the user calls it.
+
+    A folder is made for a moment in what is there of its path.
 
     Raises InputError if it cannot, and for a name that nobody means: none at all, "None", or one with control characters.
     """
@@ -178,6 +180,15 @@ def check_writable(folder: str | Path, name: str) -> None:
         raise InputError(f"{name} {folder} cannot be made: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{name} {folder}: no permission to write in {existing}; choose another {name}")
+    trial = existing / f"{PREFIX}{secrets.token_hex(8)}"
+    try:  # some file systems, as /proc, grant the permission and take nothing
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        reason = (error.strerror or "no reason given").lower()
+        raise InputError(
+            f"{name} {folder}: nothing can be made in {existing} ({reason}); choose another {name}"
+        ) from None
 
 
 def _check_name(folder: str, name: str) -> None:

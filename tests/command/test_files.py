@@ -15,6 +15,7 @@ from hicl_d2.command.files import (
     UNFINISHED,
     atomic_open,
     atomic_path,
+    check_writable,
     expanded,
     occupied,
     open_lock,
@@ -222,3 +223,20 @@ def test_home_folders_are_written_out_and_those_of_nobody_are_left(monkeypatch: 
     assert expanded("~/a") == Path("/somewhere/a")
     assert expanded(Path("a/~/b")) == Path("a/~/b")
     assert expanded("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+
+
+@pytest.mark.skipif(
+    not os.access("/proc", os.W_OK), reason="only root may write there, as far as permissions go"
+)
+def test_a_folder_that_takes_nothing_whatever_its_permissions_say_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"OUTPUT_DIR /proc/x: nothing can be made in /proc \(.*\); choose another"
+    ):
+        check_writable("/proc/x", "OUTPUT_DIR")
+
+
+def test_looking_whether_a_folder_can_be_written_in_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "there/new/er"):
+        check_writable(tmp_path / name, "OUTPUT_DIR")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
