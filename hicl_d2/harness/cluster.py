@@ -6,6 +6,7 @@ jobs that are still there by their numbers in the attempts.
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from argparse import Namespace
@@ -250,5 +251,9 @@ def _slurm(*words: str) -> str:
     except FileNotFoundError:
         raise InputError(f"--executor slurm needs SLURM: {words[0]} is not on this machine") from None
     if done.returncode and words[0] == "squeue":
-        raise InputError(f"{words[0]}: {' '.join(done.stderr.split()) or f'exit {done.returncode}'}")
+        said = done.stderr.strip().splitlines() or [f"squeue ended with status {done.returncode}"]
+        reason = re.sub(r"^squeue: ((error|fatal): )?", "", said[-1])
+        raise InputError(
+            f"--executor slurm does not reach the cluster ({reason}); start it where squeue works, or run with --executor local"
+        )
     return done.stdout

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from hicl_d2.command.digest import KEY, digest, with_digest
 from hicl_d2.command.errors import InputError
 from hicl_d2.command.files import open_lock, write_json, write_text
 from hicl_d2.command.identity import MISSING
@@ -63,7 +63,8 @@ class State:
 def look(cell: Cell, output: Path, exists: bool = True) -> State:
     """Return the state of ``cell``; ``exists``: whether it has a folder, if the caller knows.
 
-    Raises InputError for a manifest that was edited, a result of another schema, and a training that was not this cell's.
+    Raises InputError for a manifest or result that was edited, a result of another schema, and a training that was not this
+    cell's.
     """
     if not exists:
         return State(WAITING if cell.has_config else BLOCKED)
@@ -128,14 +129,7 @@ def write_manifest(cell: Cell, matrix: str, output: Path, command: list[str]) ->
         "created": now(),
         **environment(),
     }
-    content["digest"] = digest(content)
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
-
-
-def digest(content: dict[str, Any]) -> str:
-    """Return sixteen digits over everything in a manifest but its digest."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    write_text(path, json.dumps(with_digest(content), indent=1, default=str) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -147,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.get("digest") != digest(content):
+    if not isinstance(content, dict) or content.get(KEY) != digest(content):
         raise InputError(f"{path} was edited or damaged (its digest does not fit); move the folder away")
     return content
 

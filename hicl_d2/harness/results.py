@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hicl_d2.command.digest import KEY, digest
 from hicl_d2.command.errors import InputError, nearest_or_known
 from hicl_d2.command.files import check_regular
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
@@ -42,8 +43,8 @@ def read_json_file(path: Path) -> Any:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a finished training, None if there is none yet.
 
-    A file that is damaged counts as none: the training will write it again. InputError for one of another
-    schema.
+    A file that is damaged counts as none: the training will write it again. InputError for one that was edited, by the
+    digest that the project's trainings leave in it, and for one of another schema.
     """
     path = folder / RESULT
     try:
@@ -57,6 +58,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{path} has schema {result.get('schema')!r} and this harness reads {RESULT_SCHEMA}; "
             "choose another --output, or move the cell's folder away"
         )
+    if KEY in result and result[KEY] != digest(result):
+        raise InputError(f"{path} was edited (its digest does not fit); move the cell's folder away")
     return result if _is_whole(result) else None
 
 

@@ -202,7 +202,11 @@ def _finish(workspace: Workspace, outcome: Outcome, console: Console) -> int:
     table = markdown(results, workspace.matrix)
     write_tables(results, workspace.matrix, workspace.tables)
     console.show(f"\n{table}\n")
-    for line in (*workspace.mixed_data(), *([SHORT_NOTE] if workspace.matrix.is_short else ())):
+    for line in (
+        *workspace.mixed_data(),
+        *workspace.unmeasured(),
+        *([SHORT_NOTE] if workspace.matrix.is_short else ()),
+    ):
         console.say(line)
     for cell in workspace.cells:
         pictures = cell.folder(workspace.output) / "pictures"

@@ -15,7 +15,7 @@ from hicl_d2.harness import folder as files
 from hicl_d2.harness.cells import Cell
 from hicl_d2.harness.folder import State, states
 from hicl_d2.harness.matrix import Contents, Matrix, read_matrix
-from hicl_d2.harness.results import read_json_file
+from hicl_d2.harness.results import measured, never_measured, read_json_file
 from hicl_d2.harness.stale import Earlier, earlier_folders
 
 FOLDER_FILE = "matrix.json"
@@ -71,10 +71,10 @@ class Workspace:
         return found
 
     def notes(self) -> list[str]:
-        """Return a line for each kind of chosen cell that is stale or damaged: how many, why, and what becomes of it."""
+        """Return what there is to know of the chosen cells: stale ones, damaged ones, changed data, metrics that none has."""
         kinds = Counter(self.earlier[cell.slug].text for cell in self.in_state(files.STALE))
         lines = [f"{text} ({counted(count, 'cell')})" for text, count in kinds.items()]
-        lines += self.mixed_data()
+        lines += [*self.mixed_data(), *self.unmeasured()]
         return lines + [self.states[cell.slug].note for cell in self.in_state(files.DAMAGED)]
 
     def mixed_data(self) -> list[str]:
@@ -90,6 +90,12 @@ class Workspace:
                         "do not belong into one table; remove the folder of the older one to train it again"
                     )
         return list(lines.values())
+
+    def unmeasured(self) -> list[str]:
+        """Return a line for each metric of the table that no chosen cell that is done has."""
+        known = measured(filter(None, (self.states[cell.slug].result for cell in self.cells)))
+        notes = (never_measured(metric, "last", known) for metric in self.matrix.metrics)
+        return [f"report: metrics: {note}" for note in notes if note is not None]
 
     def of_older_scheme(self) -> list[Cell]:
         """Return the chosen cells whose only folder has an identity that cannot be compared with today's."""

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from hicl_d2.command.address import masked
+from hicl_d2.command.digest import with_digest
 from hicl_d2.command.files import write_json
 from hicl_d2.command.git import git_state
 from hicl_d2.command.layout import RESULT, RESULT_SCHEMA
@@ -80,9 +81,9 @@ def evaluation_result(
 
 
 def write_result(cfg: CfgNode, result: Mapping[str, Any]) -> Path:
-    """Write result.json into OUTPUT_DIR, atomically, and return its path."""
+    """Write result.json into OUTPUT_DIR, atomically and with its digest, and return its path."""
     path = Path(cfg.OUTPUT_DIR) / RESULT
-    write_json(path, result)
+    write_json(path, with_digest(result))
     return path
 
 

@@ -172,6 +172,22 @@ def test_without_slurm_there_is_one_line(bench, monkeypatch):
     )
 
 
+def test_a_cluster_that_does_not_answer_is_one_line(bench, monkeypatch, tmp_path):
+    bench.matrix(seeds=[1])
+    tool = tmp_path / "tools" / "squeue"
+    tool.parent.mkdir()
+    tool.write_text(
+        "#!/bin/sh\necho 'squeue: error: fetch_config: DNS SRV lookup failed' >&2\n"
+        "echo 'squeue: fatal: Could not establish a configuration source' >&2\nexit 1\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    assert (
+        "does not reach the cluster (Could not establish a configuration source); start it"
+        in one_line_error(bench.run(*ON_SLURM))
+    )
+
+
 def test_a_job_leaves_a_cell_alone_that_is_done_or_was_stopped(bench):
     cell = read_matrix(bench.matrix(seeds=[1])).cells[0]
     job = CellJob(cell, bench.script, bench.output)

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 
 from hicl_d2.command.console import duration, printable
+from hicl_d2.command.digest import with_digest
+from hicl_d2.command.errors import InputError
 from hicl_d2.harness import folder as files
 from hicl_d2.harness.matrix import read_matrix
 from hicl_d2.harness.progress import last_line, read_progress
@@ -59,6 +61,19 @@ def test_a_result_of_wrong_kinds_counts_as_none(folder, change):
 def test_a_result_that_is_no_result_counts_as_none(folder, content):
     (folder / "result.json").write_bytes(content)
     assert read_result(folder) is None
+
+
+def test_a_result_that_was_edited_is_named(folder):
+    whole = with_digest({**GOOD, "class_iou": {"straße": 0.1 + 0.2}, "seconds": {"train": 1e-17}})
+    (folder / "result.json").write_text(json.dumps(whole))
+    assert read_result(folder) == whole
+    (folder / "result.json").write_text(json.dumps(whole, indent=4, ensure_ascii=False))
+    assert read_result(folder) == whole  # set in another way, with equal content
+    better = json.dumps(whole).replace("40.0", "41.0")
+    (folder / "result.json").write_text(better)
+    with pytest.raises(InputError, match=r"result\.json was edited"):
+        read_result(folder)
+    assert (folder / "result.json").read_text() == better
 
 
 def test_figures_of_wrong_kinds_are_no_figures(bench):

@@ -169,6 +169,18 @@ def test_cells_of_different_files_are_named_whenever_the_table_is_shown(bench):
     assert said not in bench.run(verb="table").stderr
 
 
+def test_a_metric_of_the_table_that_no_cell_has_is_named(bench):
+    bench.matrix(report={"metrics": ["sem_seg/mIoU", "sem_seg/mAc"]}, seeds=[1])
+    note = "report: metrics: no finished cell has sem_seg/mAc at last; did you mean sem_seg/mAcc?"
+    assert note in bench.run().stderr
+    for verb in ("table", "status", "plan", "report"):
+        done = bench.run(verb=verb)
+        assert note in done.stdout + done.stderr, verb
+    bench.matrix(report={"metrics": ["sem_seg/mIoU"]}, seeds=[1])
+    done = bench.run(verb="table")
+    assert "no finished cell" not in done.stdout + done.stderr
+
+
 def test_short_tables_and_reports_say_so_and_leave_the_full_ones(bench):
     mark = "Shortened trainings (--shorten)"
     bench.run()

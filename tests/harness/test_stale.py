@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hicl_d2.command.digest import digest
 from hicl_d2.harness import folder as files
 from hicl_d2.harness import matrix as matrix_module
 from hicl_d2.harness.matrix import read_matrix
@@ -21,7 +22,7 @@ def scheme_of_before(folder: Path) -> None:
     for key in ("identity", "short"):
         del content[key]
     content |= {"schema": 1, "hash": "0123456789", "data": "", "config": {"SOLVER.MAX_ITER": 3}}
-    content["digest"] = files.digest(content)
+    content["digest"] = digest(content)
     path.write_text(json.dumps(content))
     folder.rename(folder.with_name(f"{folder.name.rpartition('-')[0]}-0123456789"))
 

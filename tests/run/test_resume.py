@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from hicl_d2.command.digest import with_digest
 from hicl_d2.engine.trainer import Trainer
 from tests.support.fixtures import Command
 from tests.support.states import assert_equal, run_state
@@ -207,7 +208,9 @@ def test_a_drawn_seed_is_kept_over_a_resume(
         command(*_arguments(folder, "SEED", "-1"))
     drawn = json.loads((folder / "manifest.json").read_text())["seed"]
     assert command(*_arguments(folder, "SEED", "-1", "--resume")).code == 0
-    assert json.loads((folder / "result.json").read_text())["seed"] == drawn
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seed"] == drawn
+    assert with_digest(result) == result
     assert command(*_arguments(tmp_path / "same", "SEED", str(drawn))).code == 0
     assert_equal(run_state(folder)["model"], run_state(tmp_path / "same")["model"])
 
