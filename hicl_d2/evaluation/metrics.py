@@ -6,7 +6,10 @@ from typing import Any
 
 
 def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return nested results on one level: ``{"sem_seg/mIoU": 61.2}``."""
+    """Return nested results on one level: ``{"sem_seg/mIoU": 61.2}``; None, for nothing measured, becomes NaN.
+
+    Raises TypeError, ValueError or RuntimeError for what is no number.
+    """
     return dict(_flat(results, prefix))
 
 
@@ -15,7 +18,7 @@ def _flat(results: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
         else:
-            yield f"{prefix}{name}", float(value)
+            yield f"{prefix}{name}", math.nan if value is None else float(value)
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -1,10 +1,12 @@
 """Evaluators of the user's own, which run beside the project's in every evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from hicl_d2.command.errors import InputError, listing, nearest
+from hicl_d2.command.errors import InputError, listing, nearest, one_line
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.evaluation import DatasetEvaluator
+from hicl_d2.evaluation.metrics import flat
 
 __all__ = ["build_registered", "register_evaluator"]
 
@@ -17,7 +19,8 @@ def register_evaluator(name: str) -> Callable[[Builder], Builder]:
     """Make an evaluator known under ``name``, which TEST.EVALUATORS then takes; a decorator of its class or function.
 
     It is called with the config, the name of the data set and a folder for files. What its ``evaluate`` returns,
-    ``{"task": {"metric": number}}``, stands in result.json as ``task/metric``. Raises ValueError for a name that is taken.
+    ``{"task": {"metric": number}}``, stands in result.json as ``task/metric``; None is a metric that nothing was measured
+    of. Raises ValueError for a name that is taken.
     """
 
     def register(builder: Builder) -> Builder:
@@ -41,5 +44,31 @@ def build_registered(cfg: CfgNode, dataset_name: str, output_dir: str) -> list[D
         if name not in _BUILDERS:
             known = f"known: {listing(_BUILDERS)}" if _BUILDERS else "none is registered; see IMPORTS"
             raise InputError(f"TEST.EVALUATORS names {name!r}{nearest(name, _BUILDERS)}; {known}")
-        evaluators.append(_BUILDERS[name](cfg, dataset_name, output_dir))
+        evaluators.append(_Numbers(name, _BUILDERS[name](cfg, dataset_name, output_dir)))
     return evaluators
+
+
+class _Numbers(DatasetEvaluator):
+    """An evaluator whose results are {task: {metric: float}}, as those that print and store them need."""
+
+    def __init__(self, name: str, evaluator: DatasetEvaluator) -> None:
+        self._name = name
+        self._evaluator = evaluator
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Return what the evaluator does. Raises InputError for what has no numbers by task and metric."""
+        results = self._evaluator.evaluate()
+        if results is None:
+            return None
+        try:
+            return {task: flat(scores) for task, scores in results.items()}
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(
+                f"TEST.EVALUATORS: evaluate of {self._name!r} must return {{task: {{metric: number}}}} ({one_line(error)})"
+            ) from None

@@ -89,6 +89,40 @@ def test_a_contrast_and_an_evaluator_of_ones_own_train_and_score(
     assert any(entry.get("loss_hicl", 0) > 0 for entry in losses)
 
 
+@pytest.mark.parametrize(
+    ("returned", "scores"),
+    [
+        ("{'images': {'count': numpy.float32(2.5)}}", {"images/count": 2.5}),
+        ("{'images': {'count': torch.tensor(3)}}", {"images/count": 3.0}),
+        ("{'images': {'by': {'day': {'count': 4}}}}", {"images/by/day/count": 4.0}),
+        ("{'images': {'count': None, 'more': float('nan')}}", {"images/count": None, "images/more": None}),
+        ("None", {}),
+        ("{'images': 3}", "'int' object has no attribute 'items'"),
+        ("[1, 2]", "'list' object has no attribute 'items'"),
+        ("{'images': {'count': 'many'}}", "could not convert string to float: 'many'"),
+        ("{'images': {'count': numpy.ones(3)}}", ""),
+        ("{'images': {'count': torch.ones(3)}}", ""),
+    ],
+)
+def test_what_an_evaluator_returns_is_numbers_or_one_line(
+    package: str, command: Command, tmp_path: Path, returned: str, scores: dict[str, float | None] | str
+) -> None:
+    file = tmp_path / "my_extensions/things.py"
+    text = PACKAGE.replace('return {"images": {"count": self.count}}', f"return {returned}")
+    file.write_text(text.replace("import torch", "import numpy, torch"))
+    words = ("IMPORTS", f"['{package}']", "SOLVER.MAX_ITER", "1", "TEST.EVALUATORS", "['count_images']")
+    done = command(*words)
+    if isinstance(scores, str):
+        said = "TEST.EVALUATORS: evaluate of 'count_images' must return {task: {metric: number}}"
+        assert (done.code, "Traceback" in done.err) == (2, False), done
+        assert f"{said} ({scores}" in done.err.splitlines()[-1]
+        assert (tmp_path / "run/model_final.pth").exists()
+        return
+    assert done.code == 0, done
+    last = json.loads((tmp_path / "run/result.json").read_text())["metrics"]["last"]
+    assert {name: value for name, value in last.items() if name.startswith("images")} == scores
+
+
 def test_its_keywords_are_keys_with_its_defaults(package: str, config: Path) -> None:
     cfg = load_config(config, ["IMPORTS", f"['{package}']", "MODEL.HICL.LEAST_CELLS", "3"])
     assert cfg.MODEL.HICL.LEAST_CELLS == 3
