@@ -1,6 +1,8 @@
 """Data sets are registered under their names, list their files, and say what is missing."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,3 +173,32 @@ def test_camvid_is_read_whole(split: str, count: int) -> None:
         labels = read_labels(record["sem_seg_file_name"])
         assert labels.shape == (360, 480)
         check_labels(labels, 11, 255, record["sem_seg_file_name"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda: None, "its function must return a list of records, not NoneType"),
+        (
+            lambda: iter([{"file_name": "a.png"}]),
+            "its function must return a list of records, not list_iterator",
+        ),
+        (lambda: {"file_name": "a.png"}, "its function must return a list of records, not dict"),
+        (lambda: "a.png", "its function must return a list of records, not str"),
+        (lambda: [], "is empty"),
+        (lambda: [{"file_name": "a.png"}, "b.png"], "record 1 must be a dictionary, not str"),
+        (lambda: [{"sem_seg_file_name": "a.png"}], "file_name of record 0 must be a path, not None"),
+        (
+            lambda: [{"file_name": Path("a.png"), "sem_seg_file_name": None}],
+            "sem_seg_file_name of record 0 must be a path, not None",
+        ),
+    ],
+)
+def test_a_function_that_returns_no_records_is_one_line(returned: Callable[[], Any], message: str) -> None:
+    name = "of_a_function"
+    register_semantic(name, returned, classes=["a"], colours=[(0, 0, 0)])
+    try:
+        assert message in refusal(lambda: load_records(name))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

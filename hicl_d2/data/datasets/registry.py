@@ -1,6 +1,7 @@
 """Registering a semantic data set, and loading the records of a registered one."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hicl_d2.command.errors import InputError, listing, nearest, one_line
@@ -9,6 +10,8 @@ from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 
 Records = list[dict[str, Any]]
 Colour = tuple[int, int, int]
+# The paths in a record, and what stands for one that is left out: an image must be there.
+PATHS = {"file_name": None, "sem_seg_file_name": ""}
 
 
 def register_semantic(
@@ -51,7 +54,7 @@ def load_records(name: str) -> Records:
     """Return the records of a registered data set.
 
     Raises InputError for a name that is not registered (the nearest one given), for files that are missing
-    (the expected ones given) and for a data set without records.
+    (the expected ones given), for a data set without records, and for what its function returns that is no record.
     """
     check_registered(name)
     try:
@@ -65,6 +68,26 @@ def load_records(name: str) -> Records:
         raise InputError(
             f"the data set {name!r} cannot be loaded: {one_line(error)}; expected {expected}"
         ) from None
-    if not len(records):
-        raise InputError(f"the data set {name!r} is empty")
+    _check_records(name, records)
     return records
+
+
+def _check_records(name: str, records: Any) -> None:
+    """Raise InputError unless a function of the user's returned records with an image each."""
+    if not hasattr(records, "__len__") or isinstance(records, str | Mapping):
+        raise InputError(
+            f"the data set {name!r}: its function must return a list of records, not {type(records).__name__}"
+        )
+    if not records:
+        raise InputError(f"the data set {name!r} is empty")
+    for number, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise InputError(
+                f"the data set {name!r}: record {number} must be a dictionary, not {type(record).__name__}"
+            )
+        for key, absent in PATHS.items():
+            path = record.get(key, absent)
+            if not isinstance(path, str | os.PathLike):
+                raise InputError(
+                    f"the data set {name!r}: {key} of record {number} must be a path, not {path!r}"
+                )
