@@ -37,9 +37,12 @@ def join(convolutions: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
 
 def _splittable(convolutions: nn.Module) -> Conv2d | None:
     """Return the first of ``convolutions`` if it is 3x3 over all channels, keeps the size, and nobody sees its calls."""
-    if not isinstance(convolutions, nn.Sequential) or type(convolutions[0]) is not Conv2d:
+    # A subclass may do more with the joined map than hand it to its first convolution.
+    if type(convolutions) is not nn.Sequential or not len(convolutions):
         return None
     first = convolutions[0]
+    if type(first) is not Conv2d:
+        return None
     is_plain = (
         first.kernel_size == (3, 3)
         and first.stride == first.padding == first.dilation == (1, 1)

@@ -131,6 +131,23 @@ def test_other_convolutions_see_the_upsampled_map(first: nn.Module, splits: list
     assert splits == []
 
 
+class Residual(nn.Sequential):
+    """Convolutions with a forward of their own, which adds the joined map to what they make of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return y + x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("convolutions", [Residual(*make_convolutions()), nn.Sequential()], ids=str)
+def test_another_forward_of_the_convolutions_is_given_the_joined_map(
+    convolutions: nn.Module, splits: list[tuple[int, ...]]
+) -> None:
+    fine, coarse = make_map(FINE, (24, 32), 1), make_map(COARSE, (6, 8), 2)
+    torch.testing.assert_close(*(outcome(way, convolutions, fine, coarse) for way in (join, plain)))
+    assert splits == []
+
+
 @pytest.mark.parametrize("place", ["", "0"], ids=["both", "the first"])
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
 def test_a_hook_is_given_the_joined_map(place: str, kind: str, splits: list[tuple[int, ...]]) -> None:
