@@ -46,12 +46,15 @@ def memory_format(cfg: CfgNode, model: nn.Module) -> torch.memory_format:
 
 
 def set_memory_format(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Lay out the 4-d parameters of ``model`` as MODEL.MEMORY_FORMAT asks, in place, and return it.
+    """Lay out the 4-d parameters and buffers of ``model`` as MODEL.MEMORY_FORMAT asks, in place, and return it.
 
     A convolution gives its output in the layout of its weights, so the feature maps follow.
     """
     wanted = memory_format(cfg, model)
-    return model if wanted is torch.contiguous_format else model.to(memory_format=wanted)  # type: ignore[call-overload]
+    if wanted is torch.contiguous_format:
+        return model
+    # Not by model.to, which fails at a tensor of five dimensions.
+    return model._apply(lambda each: each.to(memory_format=wanted) if each.dim() == 4 else each)
 
 
 def like(parameter: Tensor, value: Any) -> Any:

@@ -14,7 +14,7 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.engine.checkpoint import Checkpoints
 from hicl_d2.engine.step import StepTrainer
 from hicl_d2.engine.trainer import Trainer
-from hicl_d2.modeling.memory_format import contiguous, like, memory_format
+from hicl_d2.modeling.memory_format import contiguous, like, memory_format, set_memory_format
 from tests.support import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -114,6 +114,15 @@ def test_auto_leaves_modules_of_other_packages_as_they_are(tmp_path: Path) -> No
     cfg.defrost()
     cfg.MODEL.MEMORY_FORMAT = "channels_last"
     assert memory_format(cfg, model) is torch.channels_last
+
+
+def test_other_tensors_than_those_of_four_dimensions_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 3), nn.Linear(2, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    set_memory_format(config("camvid/deeplab_v3_plus_R_18_cpu_hicl"), model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.is_contiguous() == (name != "0.weight")
 
 
 def test_an_unknown_layout_is_one_line() -> None:
