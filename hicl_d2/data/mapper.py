@@ -55,7 +55,7 @@ class SemanticMapper:
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.pad_to = pad_to
-        self._decoded: dict[str, Decoded] | None = {} if keep_decoded else None
+        self._decoded: dict[tuple[Any, Any], Decoded] | None = {} if keep_decoded else None
         self._open: Callable[[str], Image.Image | ReducedImage] = (
             ReducedImage if reduced_decoding else open_image
         )
@@ -115,10 +115,10 @@ class SemanticMapper:
         """Return what :meth:`decode` does, from memory where decoded files are kept and it has been asked before."""
         if self._decoded is None:
             return self.decode(record)
-        name = str(record["file_name"])
-        if name not in self._decoded:
-            self._decoded[name] = self.decode(record)
-        image, labels = self._decoded[name]
+        files = record["file_name"], record.get("sem_seg_file_name")
+        if files not in self._decoded:
+            self._decoded[files] = self.decode(record)
+        image, labels = self._decoded[files]
         record.setdefault("height", image.height)
         record.setdefault("width", image.width)
         return image, labels

@@ -181,6 +181,22 @@ def test_decoded_files_are_kept_when_asked_and_change_nothing(
     assert SemanticMapper(cfg, False)._decoded is None  # test images are read once
 
 
+def test_an_image_with_several_label_maps_is_kept_with_each_of_them(tmp_path: Path, cfg: CfgNode) -> None:
+    image = str(tmp_path / "image.png")
+    Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(image)
+    records: list[dict[str, Any]] = [{"file_name": image}]
+    for value in (3, 5):
+        path = str(tmp_path / f"{value}.png")
+        Image.fromarray(np.full((6, 8), value, dtype=np.uint8)).save(path)
+        records.append({"file_name": image, "sem_seg_file_name": path})
+    cfg.DATALOADER.KEEP_DECODED, cfg.INPUT.CROP.ENABLED = True, False
+    keeping = SemanticMapper(cfg, True)
+    for _ in range(2):
+        without, *mapped = [keeping(record) for record in records]
+        assert "sem_seg" not in without
+        assert [each["sem_seg"].unique().tolist() for each in mapped] == [[3], [5]]
+
+
 def test_image_and_label_map_of_different_sizes_are_named_with_both_sizes(
     tmp_path: Path, cfg: CfgNode
 ) -> None:
