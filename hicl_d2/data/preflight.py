@@ -90,13 +90,19 @@ def _check_label_size(record: dict[str, Any], size: tuple[int, int]) -> None:
 
 
 def _check_resized(cfg: CfgNode, size: tuple[int, int], path: str) -> None:
-    shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    resized = T.ResizeShortestEdge.get_output_shape(*size, shortest, longest) if shortest else size
-    if min(resized) < 1:
-        raise InputError(
-            f"{path} is {size[0]} x {size[1]}, of which {resized[0]} x {resized[1]} would be left (INPUT.MIN_SIZE_TEST "
-            f"{shortest}, INPUT.MAX_SIZE_TEST {longest}); take the image out or raise MAX_SIZE_TEST"
-        )
+    """Raise InputError if INPUT or TEST.AUG resizes an image of ``size`` (height, width) to nothing."""
+    inputs, several = cfg.INPUT, cfg.TEST.AUG
+    bounds = {"INPUT.MIN_SIZE_TEST": (inputs.MIN_SIZE_TEST, "INPUT.MAX_SIZE_TEST", inputs.MAX_SIZE_TEST)}
+    if several.ENABLED:
+        shortest = min(several.MIN_SIZES, default=0)
+        bounds["TEST.AUG.MIN_SIZES"] = shortest, "TEST.AUG.MAX_SIZE", several.MAX_SIZE
+    for key, (shortest, most, longest) in bounds.items():
+        resized = T.ResizeShortestEdge.get_output_shape(*size, shortest, longest) if shortest else size
+        if min(resized) < 1:
+            raise InputError(
+                f"{path} is {size[0]} x {size[1]}, of which {resized[0]} x {resized[1]} would be left ({key} {shortest}, "
+                f"{most} {longest}); take the image out or raise {most}"
+            )
 
 
 def unseen_classes(cfg: CfgNode) -> str:

@@ -185,7 +185,10 @@ class MultiScale(_Around):
         self.of_given_image = of_given_image
 
     def scores(self, record: dict[str, Any]) -> Tensor:
-        """Return the scores (K, height, width) of one record, averaged over sizes and flips."""
+        """Return the scores (K, height, width) of one record, averaged over sizes and flips.
+
+        Raises InputError for an image of which a size leaves nothing.
+        """
         if self.of_given_image:
             image = record["image"].permute(1, 2, 0).cpu().numpy()
         elif DECODED in record:
@@ -199,7 +202,13 @@ class MultiScale(_Around):
         }
         total = None
         for resize in self.resizes:
-            resized = resize.get_transform(image).apply_image(image)
+            transform = resize.get_transform(image)
+            if min(transform.new_h, transform.new_w) < 1:
+                raise InputError(
+                    f"TEST.AUG leaves {transform.new_h} x {transform.new_w} of an image of {image.shape[0]} x "
+                    f"{image.shape[1]}; take it out or raise TEST.AUG.MAX_SIZE"
+                )
+            resized = transform.apply_image(image)
             tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
             for mirrored in (False, True) if self.flip else (False,):
                 given = {**record, **size, "image": tensor.flip(2) if mirrored else tensor}

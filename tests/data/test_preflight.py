@@ -153,6 +153,21 @@ def test_a_test_image_that_cannot_be_used_is_named_before_training(
     assert message in found
 
 
+def test_a_test_image_of_which_several_sizes_leave_nothing_is_named_before_training(
+    small_root: Path, cfg: CfgNode
+) -> None:
+    path, labels = (small_root / f"camvid/{kind}/test/test_02.png" for kind in ("images", "annotations"))
+    Image.fromarray(np.zeros((2, 3000, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.zeros((2, 3000), dtype=np.uint8)).save(labels)
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (400, 30), 700
+    preflight.test_image_sizes(cfg)
+    cfg.TEST.AUG.ENABLED = True
+    found = refusal(lambda: preflight.test_image_sizes(cfg))
+    assert str(path) in found
+    assert "0 x 700 would be left (TEST.AUG.MIN_SIZES 30, TEST.AUG.MAX_SIZE 700)" in found
+    assert "raise TEST.AUG.MAX_SIZE" in found
+
+
 @pytest.mark.usefixtures("small_root")
 def test_a_label_map_that_is_turned_by_the_sizes_passes(small_root: Path, cfg: CfgNode) -> None:
     exif = Image.Exif()

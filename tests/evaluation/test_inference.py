@@ -113,6 +113,12 @@ def test_sizes_and_flips_are_averaged(image_file, average_probabilities):
     assert torch.allclose(result, expected / 4, atol=1e-4)
 
 
+def test_a_size_that_leaves_nothing_of_an_image_is_one_line():
+    model = MultiScale(PerPixel(), [20], 30, flip=True, image_format="RGB", of_given_image=True)
+    with pytest.raises(InputError, match=r"0 x 30 of an image of 1 x 100; .* TEST\.AUG\.MAX_SIZE"):
+        model([record(1, 100)])
+
+
 @pytest.mark.parametrize("base", ["MaskFormer", "HiCLMaskFormer", "SemanticSegmentor"])
 @pytest.mark.parametrize("with_branch", [True, False])
 @pytest.mark.parametrize("softmax", [True, False])
