@@ -246,11 +246,6 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _load(file: str | Path, opts: Sequence[str]) -> CfgNode:
-    if Path(file).suffix == ".py":
-        raise InputError(
-            f"config file {file} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches Hi-CL "
-            "to its own model (hicl_d2.contrast.attach) and is trained by its own script; the scripts read YAML (configs/...)"
-        )
     documents = read_chain(file)
     cfg = get_hicl_cfg()
     _import_extensions(cfg, documents, list(opts))

@@ -154,6 +154,12 @@ def read_chain(name: str | Path, kind: str = CONFIG, *, text_keys: bool = False)
     seen: set[Path] = set()
     path = find(name, kind)
     while True:
+        if kind == CONFIG and path.suffix == ".py":
+            raise InputError(
+                f"config file {path} is Python, which train_net.py and the other scripts do not run; a LazyConfig attaches "
+                "Hi-CL to its own model (hicl_d2.modeling.hicl.with_hicl) and is trained by its own script; the scripts read "
+                "YAML (configs/...)"
+            )
         seen.add(path.resolve())
         document = read_yaml(path, kind, text_keys=text_keys)
         base = document.content.pop(BASE_KEY, None)

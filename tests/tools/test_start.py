@@ -41,6 +41,18 @@ def test_a_run_that_can_start_is_one_line_and_leaves_no_trace(train_net_line, co
     assert not output.exists()
 
 
+@pytest.mark.parametrize("content", ["from a import b\nc = b()", "_BASE_: other.py"])
+def test_a_lazy_config_is_named_as_what_it_is(content, train_net_line, tmp_path):
+    path = tmp_path / ("mine.yaml" if content.startswith("_BASE_") else "mine.py")
+    path.write_text(content)
+    (tmp_path / "other.py").write_text("from a import b\nc = b()")
+    code, _, err = train_net_line("--config-file", str(path), "--check")
+    (line,) = err.splitlines()
+    assert code == 2
+    assert ".py is Python" in line
+    assert "with_hicl" in line
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
