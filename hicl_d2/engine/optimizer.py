@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,7 +18,8 @@ from hicl_d2.command.errors import InputError, listing, nearest, one_line
 from hicl_d2.d2 import solver
 from hicl_d2.d2.config import CfgNode
 
-SCHEDULES = ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR")
+FIXED_GAMMA = "WarmupStepWithFixedGammaLR"
+SCHEDULES = ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", FIXED_GAMMA)
 CLIP_TYPES = ("full_model", "norm", "value")
 # On which torch's fused Adam works.
 FUSING_DEVICES = ("cpu", "cuda")
@@ -97,12 +99,36 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
 
     Raises InputError for a name or values that give no schedule.
     """
-    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    settings = cfg.SOLVER
+    name = settings.LR_SCHEDULER_NAME
     _check("SOLVER.LR_SCHEDULER_NAME", name, SCHEDULES)
+    if name == "WarmupCosineLR" and not settings.BASE_LR_END <= settings.BASE_LR > 0:
+        raise InputError(
+            f"SOLVER.BASE_LR_END is {settings.BASE_LR_END} and BASE_LR {settings.BASE_LR}; a cosine falls from BASE_LR, "
+            "above 0, to BASE_LR_END"
+        )
+    if name == FIXED_GAMMA and settings.WARMUP_ITERS >= settings.MAX_ITER:
+        raise InputError(
+            f"SOLVER.WARMUP_ITERS is {settings.WARMUP_ITERS} of SOLVER.MAX_ITER {settings.MAX_ITER}; {FIXED_GAMMA} needs "
+            "iterations after the warm-up: warm up for fewer"
+        )
     try:
-        return solver.build_lr_scheduler(cfg, optimizer)
+        schedule: Any = solver.build_lr_scheduler(cfg, optimizer)
     except (AssertionError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"SOLVER: the schedule {name} cannot be built: {one_line(error)}") from None
+    if name == FIXED_GAMMA:
+        schedule._multiplier = _KeepLast(schedule._multiplier)
+    return schedule
+
+
+class _KeepLast(ParamScheduler):
+    """A schedule that keeps its last value at 1.0, where a trainer steps after the last iteration and fvcore's steps end."""
+
+    def __init__(self, schedule: ParamScheduler) -> None:
+        self.schedule = schedule
+
+    def __call__(self, where: float) -> float:
+        return self.schedule(min(where, 1.0 - 2 * self.WHERE_EPSILON))
 
 
 def _clip_gradients(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

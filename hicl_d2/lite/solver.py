@@ -208,23 +208,11 @@ def _multi_step(solver: CfgNode) -> ParamScheduler:
 
 
 def _cosine(solver: CfgNode) -> ParamScheduler:
-    end = solver.BASE_LR_END / solver.BASE_LR
-    if not 0.0 <= end <= 1.0:
-        raise InputError(
-            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; expected 0 to BASE_LR ({solver.BASE_LR})"
-        )
-    return CosineParamScheduler(1, end)
-
-
-class _FixedGammaScheduler(StepWithFixedGammaParamScheduler):
-    """fvcore's schedule, but at 1.0, which a trainer reaches after the last iteration, the last value and no error."""
-
-    def __call__(self, where: float) -> float:
-        return super().__call__(min(where, 1.0 - 2 * self.WHERE_EPSILON))
+    return CosineParamScheduler(1, solver.BASE_LR_END / solver.BASE_LR)
 
 
 def _fixed_gamma(solver: CfgNode) -> ParamScheduler:
-    return _FixedGammaScheduler(
+    return StepWithFixedGammaParamScheduler(
         base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
     )
 

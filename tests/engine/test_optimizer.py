@@ -213,6 +213,23 @@ def test_the_schedule_keeps_the_backbone_s_share() -> None:
         schedule.step()
 
 
+@pytest.mark.parametrize("warmup", [0, 10, 99])
+def test_a_fixed_gamma_divides_the_run_into_equal_parts_and_may_be_stepped_after_the_last(
+    warmup: int,
+) -> None:
+    cfg = _config(LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR", NUM_DECAYS=3, GAMMA=0.1, MAX_ITER=100)
+    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", warmup])
+    optimizer = build_optimizer(cfg, _Model())
+    schedule = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[warmup:] == pytest.approx([0.001 * 0.1 ** (i // 25) for i in range(100)][warmup:])
+    assert schedule.last_epoch == 100
+
+
 def test_frozen_and_shared_parameters_are_left_out_or_taken_once() -> None:
     model = _Model()
     model.backbone.requires_grad_(False)
@@ -265,7 +282,15 @@ def test_what_builds_no_optimiser_is_one_line(options: dict[str, Any], said: str
         ({"STEPS": (9, 6), "MAX_ITER": 20}, "the schedule WarmupMultiStepLR cannot be built: Milestone"),
         ({"MAX_ITER": 0}, "the schedule WarmupMultiStepLR cannot be built"),
         ({"WARMUP_METHOD": "cubic"}, "cannot be built: Unknown warmup method: cubic"),
-        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, "BASE_LR_END|cannot be built"),
+        (
+            {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0},
+            r"BASE_LR_END is 1\.0 and BASE_LR 0\.001; a cosine falls from BASE_LR",
+        ),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR": 0.0}, "a cosine falls from BASE_LR, above 0"),
+        (
+            {"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "MAX_ITER": 20, "WARMUP_ITERS": 20},
+            "WARMUP_ITERS is 20 of SOLVER.MAX_ITER 20; WarmupStepWithFixedGammaLR needs iterations after",
+        ),
     ],
 )
 def test_what_builds_no_schedule_is_one_line(options: dict[str, Any], said: str) -> None:

@@ -66,13 +66,6 @@ def test_steps_multiply_by_gamma_after_a_linear_rise() -> None:
     assert rates == pytest.approx([2.0 * _warmup(i) * 0.5 ** ((i >= 50) + (i >= 80)) for i in range(101)])
 
 
-def test_a_fixed_gamma_divides_the_run_into_equal_parts_and_reaches_its_end() -> None:
-    rates = _rates(
-        _config(LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR", WARMUP_ITERS=0, NUM_DECAYS=3, GAMMA=0.1)
-    )
-    assert rates == pytest.approx([2.0 * 0.1 ** min(i // 25, 3) for i in range(101)])
-
-
 def test_steps_beyond_the_run_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert _rates(_config(STEPS=(50, 30000))) == pytest.approx(_rates(_config(STEPS=(50,))))
     assert "SOLVER.STEPS beyond SOLVER.MAX_ITER (100) are ignored" in caplog.text
@@ -83,17 +76,6 @@ def test_an_unknown_schedule_names_the_known_ones() -> None:
         InputError, match=r"'WarmupPoly'; did you mean WarmupPolyLR\?; expected one of WarmupMulti"
     ):
         _rates(_config(LR_SCHEDULER_NAME="WarmupPoly"))
-
-
-def test_a_cosine_that_would_rise_is_refused() -> None:
-    with pytest.raises(InputError, match=r"SOLVER\.BASE_LR_END is 1\.0; expected 0 to BASE_LR"):
-        _rates(_config(LR_SCHEDULER_NAME="WarmupCosineLR", BASE_LR_END=1.0))
-
-
-@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupMultiStepLR"])
-def test_an_unknown_warm_up_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="Unknown warmup method: quadratic"):
-        _rates(_config(LR_SCHEDULER_NAME=name, STEPS=(50,), WARMUP_METHOD="quadratic"))
 
 
 def test_a_multiplier_must_be_a_schedule() -> None:
