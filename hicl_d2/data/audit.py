@@ -18,7 +18,7 @@ from hicl_d2.contrast.grid import align_labels
 from hicl_d2.contrast.levels import make_levels
 from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.data import MetadataCatalog
-from hicl_d2.data.datasets.registry import Records, load_records
+from hicl_d2.data.datasets.registry import Records, check_classes, load_records
 from hicl_d2.data.parallel import for_each
 from hicl_d2.reading import file_mode, read_image, read_labels, value_hint
 
@@ -142,6 +142,7 @@ def audit_dataset(
     audit.kept = np.zeros(shape, dtype=np.int64)
     try:
         records = load_records(name)
+        check_classes(name)
     except InputError as error:
         audit.faults.append(str(error))
         return audit
@@ -276,8 +277,6 @@ def _judge(audit: Audit, records: Records) -> None:
     without = sum("sem_seg_file_name" not in record for record in records)
     if without:
         audit.warnings.append(f"no label map for {without} of {counted(len(records), 'image')}")
-    if not audit.classes:
-        audit.faults.append(f"the data set {audit.name!r} names no classes (stuff_classes of its metadata)")
     if audit.dark:
         audit.warnings.append(
             f"{counted(len(audit.dark), 'image of 16 bits is', 'images of 16 bits are')} nearly black in 8 bits, the first is "

@@ -10,7 +10,7 @@ from hicl_d2.d2 import transforms as T
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
-from hicl_d2.data.datasets.registry import Records, load_records
+from hicl_d2.data.datasets.registry import Records, check_classes, load_records
 from hicl_d2.data.instances import check_instances, uses_instances
 from hicl_d2.data.mapper import SemanticMapper
 from hicl_d2.modeling.settings import needs_instances, reads_label_maps
@@ -183,11 +183,12 @@ def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
 
 
 def _check_metadata(name: str, cfg: CfgNode) -> None:
+    check_classes(name)
     metadata, head = MetadataCatalog.get(name), cfg.MODEL.SEM_SEG_HEAD
     _check_equal(
         name,
         "classes",
-        len(metadata.get("stuff_classes", ())),
+        len(metadata.stuff_classes),
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
         head.NUM_CLASSES,
     )

@@ -1,6 +1,7 @@
 """A small data set in CamVid's layout, a config that trains on it, and CamVid itself where it is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from hicl_d2.config import get_hicl_cfg
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.data.datasets.registry import load_records
 
 HEIGHT, WIDTH = 36, 48
 COUNTS = {"train": 7, "val": 3, "test": 5}
@@ -35,6 +38,15 @@ def small_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             write_pair(tmp_path / "camvid", split, f"{split}_{number:02d}", number)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def nameless() -> Iterator[None]:
+    """Register the small camvid as a user of Detectron2 may: records, and no metadata."""
+    DatasetCatalog.register("nameless", lambda: load_records("camvid_val"))
+    yield
+    DatasetCatalog.remove("nameless")
+    MetadataCatalog.remove("nameless")
 
 
 @pytest.fixture

@@ -119,6 +119,14 @@ def test_everything_wrong_is_found_in_one_pass(small_root: Path) -> None:
     assert not as_json([audit], [])["ok"]
 
 
+@pytest.mark.usefixtures("small_root", "nameless")
+def test_a_data_set_that_names_no_classes_is_a_fault_and_not_an_error() -> None:
+    audit = audit_dataset("nameless")
+    (fault,) = audit.faults
+    assert "names no classes" in fault
+    assert fault in "\n".join(as_text(audit, 0.9))
+
+
 def test_missing_partners_are_a_fault_and_not_an_error(small_root: Path) -> None:
     (small_root / "camvid/annotations/train/train_01.png").unlink()
     audit = audit_dataset("camvid_train", windows=WINDOWS)

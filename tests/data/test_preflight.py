@@ -48,6 +48,16 @@ def test_both_numbers_of_classes_are_named(cfg: CfgNode) -> None:
     )
 
 
+@pytest.mark.usefixtures("small_root", "nameless")
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_data_whose_metadata_name_no_classes_are_told_how_to(cfg: CfgNode, split: str) -> None:
+    cfg.DATASETS[split] = ("nameless",)
+    assert refusal(lambda: check_datasets(cfg)) == (
+        "the data set 'nameless' names no classes; where it is registered, set "
+        "MetadataCatalog.get('nameless').stuff_classes to a list of their names"
+    )
+
+
 @pytest.mark.usefixtures("small_root")
 def test_both_ignored_values_are_named(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 0

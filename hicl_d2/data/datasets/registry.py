@@ -50,6 +50,15 @@ def check_registered(name: str) -> None:
         raise InputError(f"the data set {name!r} is not registered{hint}")
 
 
+def check_classes(name: str) -> None:
+    """Raise InputError for a data set whose metadata name no classes."""
+    if not MetadataCatalog.get(name).get("stuff_classes"):
+        raise InputError(
+            f"the data set {name!r} names no classes; where it is registered, set MetadataCatalog.get({name!r}).stuff_classes "
+            "to a list of their names"
+        )
+
+
 def load_records(name: str) -> Records:
     """Return the records of a registered data set.
 
