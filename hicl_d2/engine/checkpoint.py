@@ -24,6 +24,7 @@ from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, listing, one_line
 from hicl_d2.command.files import atomic_open, check_regular, read_json, write_json
 from hicl_d2.d2.checkpoint import DetectionCheckpointer
+from hicl_d2.d2.projects import original
 from hicl_d2.d2.utils import PathManager, comm
 from hicl_d2.modeling.efficientnet_lite.weights import PREFIX, package_file
 from hicl_d2.modeling.layouts import find_weights, without_wrappers
@@ -58,6 +59,8 @@ UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueErro
 STATE_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 # What ends a path in MODEL.WEIGHTS to name the key of the file that holds the weights: ?key=model_ema.
 KEY = re.compile(r"[?&]key=([^&#]+)")
+# Addresses of Detectron2's older models, by a name that it looks up.
+CATALOG = "catalog://"
 # Child of a model that exists in training alone: a plain checkpoint has none of it.
 BRANCH = "hicl."
 # Running counts of norm layers: older files lack them and nothing depends on them.
@@ -198,7 +201,13 @@ class Checkpoints(DetectionCheckpointer):
             check_content(str(packaged), pinned, path, is_fetched=False)
             return str(packaged)
         check_address(path)
-        if not is_address(path) or path.startswith("catalog://"):  # which Detectron2 alone knows
+        catalog = original("checkpoint.catalog", "ModelCatalog") if path.startswith(CATALOG) else None
+        if catalog is not None:
+            try:
+                path = catalog.get(path.removeprefix(CATALOG))
+            except (KeyError, RuntimeError):
+                raise InputError(f"weights {path}: Detectron2's catalog has no such model") from None
+        if not is_address(path) or path.startswith(CATALOG):  # which Detectron2 alone knows
             return path
         expected = checksum(path)
         address, _, options = path.partition("#")[0].partition("?")

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from hicl_d2.command.errors import InputError
+from hicl_d2.d2 import USES_DETECTRON2
+from hicl_d2.engine.checkpoint import Checkpoints
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
 
 
@@ -178,3 +181,31 @@ def test_a_checkpoint_written_by_either_loads_in_the_other(writer: str, reader: 
     moments = [state["exp_avg"] for state in optimizer.state.values()]
     assert all(map(torch.equal, moments, [state["exp_avg"] for state in resumed.state.values()]))
     assert resumed.param_groups[0]["lr"] == 0.1
+
+
+@needs_detectron2
+@pytest.mark.skipif(not USES_DETECTRON2, reason="the door does not lead to Detectron2 here")
+def test_weights_of_detectron2s_catalog_are_taken_from_where_the_line_says_to_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", _no_network)
+    name = "catalog://ImageNetPretrained/MSRA/R-50"
+    with pytest.raises(InputError, match="Detectron2's catalog has no such model"):
+        Checkpoints(_Model()).load_weights(f"{name}-999", whole=False)
+    with pytest.raises(
+        InputError, match=r"cannot be fetched.*fetch R-50\.pkl elsewhere and put it into"
+    ) as error:
+        Checkpoints(_Model()).load_weights(name, whole=False)
+    assert "\n" not in str(error.value)
+    folder = Path(str(error.value).rpartition("put it into ")[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    blobs = {"conv1_w": np.full((2, 3, 1, 1), 3.0, np.float32), "conv1_b": np.full(2, 4.0, np.float32)}
+    (folder / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+    model = _Model()
+    Checkpoints(model).load_weights(name, whole=False)
+    assert model.backbone.stem.conv1.weight.unique().tolist() == [3.0]
+
+
+def _no_network(*_: Any, **__: Any) -> Any:
+    raise OSError("there is no network")
