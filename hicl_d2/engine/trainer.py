@@ -75,8 +75,7 @@ class Trainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
-            device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
-            model = DistributedDataParallel(model, broadcast_buffers=False, device_ids=device_ids)
+            model = _distributed(model)
         self.model, self.optimizer, self.data_loader = model, optimizer, data_loader
         precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
         warning = warning_of(precision, next(model.parameters()).device.type)
@@ -271,6 +270,20 @@ class Trainer(TrainerBase):
                 logger.info(f"Evaluation results for {name} in csv format:")
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    """Wrap ``model`` for several processes. Raises InputError for norms that torch synchronises on GPUs alone."""
+    if next(model.parameters()).is_cuda:
+        device_ids = [comm.get_local_rank()]
+    elif any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise InputError(
+            "the model has norms SyncBN, which torch synchronises on GPUs alone; for several processes on a CPU set them to "
+            "naiveSyncBN (MODEL.RESNETS.NORM, MODEL.SEM_SEG_HEAD.NORM), or run with HICL_RUNTIME=lite"
+        )
+    else:
+        device_ids = None
+    return DistributedDataParallel(model, broadcast_buffers=False, device_ids=device_ids)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """The training loop, its hooks, the scaling rule and launching are Detectron2's; runs go on in either trainer."""
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -15,6 +18,7 @@ from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.engine.scaling import scale_to_processes
 from hicl_d2.engine.trainer import Trainer
 from tests.conformance.runtimes import golden, load, needs_detectron2, plain
+from tests.support import tiny
 
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
@@ -378,3 +382,33 @@ def test_a_run_of_detectron2s_trainer_resumes_in_ours_and_back(
     momentum = saved["trainer"]["_trainer"]["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(second.optimizer.state_dict()["state"][0]["momentum_buffer"], momentum)
     assert second.scheduler.last_epoch == 20
+
+
+@needs_detectron2
+@pytest.mark.skipif(not USES_DETECTRON2, reason="the door does not lead to Detectron2 here")
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN"])
+def test_the_norm_that_processes_on_a_cpu_are_told_to_take_trains(norm: str, tmp_path: Path) -> None:
+    tiny.make_data(tmp_path)
+    (tmp_path / "config.yaml").write_text(tiny.CONFIG)
+    words = [
+        "--config-file",
+        str(tmp_path / "config.yaml"),
+        "--num-gpus",
+        "2",
+        "MODEL.SEM_SEG_HEAD.NORM",
+        norm,
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.tiny", *words, "OUTPUT_DIR", str(tmp_path / "run")],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if norm == "naiveSyncBN":
+        assert ended.returncode == 0, ended.stderr
+        return
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert "SyncBN, which torch synchronises on GPUs alone" in line
+    assert "naiveSyncBN" in line
+    assert not (tmp_path / "run").exists()
