@@ -102,10 +102,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     settings = cfg.SOLVER
     name = settings.LR_SCHEDULER_NAME
     _check("SOLVER.LR_SCHEDULER_NAME", name, SCHEDULES)
-    if name == "WarmupCosineLR" and not settings.BASE_LR_END <= settings.BASE_LR > 0:
+    if name == "WarmupCosineLR" and not 0 <= settings.BASE_LR_END <= settings.BASE_LR > 0:
         raise InputError(
             f"SOLVER.BASE_LR_END is {settings.BASE_LR_END} and BASE_LR {settings.BASE_LR}; a cosine falls from BASE_LR, "
-            "above 0, to BASE_LR_END"
+            "above 0, to BASE_LR_END, not below 0"
         )
     if name == FIXED_GAMMA and settings.WARMUP_ITERS >= settings.MAX_ITER:
         raise InputError(

@@ -287,6 +287,7 @@ def test_what_builds_no_optimiser_is_one_line(options: dict[str, Any], said: str
             r"BASE_LR_END is 1\.0 and BASE_LR 0\.001; a cosine falls from BASE_LR",
         ),
         ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR": 0.0}, "a cosine falls from BASE_LR, above 0"),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": -0.1}, "BASE_LR_END, not below 0"),
         (
             {"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "MAX_ITER": 20, "WARMUP_ITERS": 20},
             "WARMUP_ITERS is 20 of SOLVER.MAX_ITER 20; WarmupStepWithFixedGammaLR needs iterations after",
