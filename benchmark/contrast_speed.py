@@ -13,21 +13,23 @@ the similarities forward and both their gradients. Peers run with their own defa
 GFLOP say how much each does. Operators are what a step asks of a GPU, call by call, and are counted on any machine.
 """
 
-import argparse
 import csv
 import statistics
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from speed.arguments import csv_file, device_name
 from speed.cases import Case, Step, hicl_step, make_batch, make_contrast, make_floor, make_step
 from speed.follow import operators
 from speed.meter import gigaflops, measure, median_ratio, peak_bytes, processor, restart_keeping_memory
 from speed.targets import verdict
 
+from hicl_d2.command.cli import Parser, run, whole
 from hicl_d2.command.files import atomic_open
 from hicl_d2.contrast import CONTRASTS
 
@@ -249,19 +251,16 @@ def judge(plan: Plan, report: Report) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, and return the exit status, which the targets do not touch."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=whole(1), default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--device", type=device_name, choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--rounds", type=int, help="rounds that are counted")
-    parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--rounds", type=whole(1), help="rounds that are counted")
+    parser.add_argument("--output", type=csv_file, help="CSV file to write")
     parser.add_argument("--targets", action="store_true", help="only the cases that the targets are about")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
     args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.stderr.write("contrast_speed.py: torch sees no CUDA device; use --device cpu\n")
-        return 2
     torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     plan = QUICK if args.quick else Plan()
@@ -288,4 +287,4 @@ def _show(text: str) -> None:
 
 if __name__ == "__main__":
     restart_keeping_memory()
-    sys.exit(main())
+    run("contrast_speed", main)

@@ -8,12 +8,12 @@ All are given the same scores and label files; the figures are medians over roun
 the second counts, and ratios within rounds.
 """
 
-import argparse
 import io
 import os
 import pickle
 import sys
 import tempfile
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from PIL import Image
 from speed.meter import measure, median_ratio
 from speed.targets import verdict
 
+from hicl_d2.command.cli import Parser, run, whole
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
 from hicl_d2.d2.projects import original
@@ -128,11 +129,9 @@ def compare(folder: Path, case: tuple[int, int, int], rounds: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the targets do not touch the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that are counted")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=whole(1), default=7, help="rounds that are counted")
+    parser.add_argument("--threads", type=whole(1), default=1, help="CPU threads (default 1)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -152,4 +151,4 @@ def _show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("evaluator_speed", main)

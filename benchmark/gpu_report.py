@@ -8,20 +8,25 @@ is stopped and may be done by the next call. Each part's output is in DIR/<part>
 that a CPU does in a minute, to try the script.
 """
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from speed.arguments import device_name
 from speed.meter import processor
 
-from hicl_d2.command.cli import Parser, run
+from hicl_d2.command.cli import Parser, run, whole
 from hicl_d2.command.console import console
-from hicl_d2.command.files import write_json, write_text
+from hicl_d2.command.errors import InputError
+from hicl_d2.command.files import check_writable, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "benchmark" / "matrices" / "camvid_pretrained_gpu.yaml"
@@ -105,14 +110,19 @@ def main() -> int:
     """Do the parts that are not done; return 1 if one failed, 0 if all that had the time succeeded."""
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=9, help="for all parts together (default 9)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=_minutes, default=9, help="for all parts together (default 9)")
+    parser.add_argument("--device", type=device_name, choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
         "--matrix", type=Path, default=MATRIX, help="whose cells fill the minutes that are left"
     )
-    parser.add_argument("--per-gpu", type=int, default=4, help="cells on the card at once")
+    parser.add_argument("--per-gpu", type=whole(1), default=4, help="cells on the card at once")
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, to try this script")
     args = parser.parse_args()
+    check_writable(args.output, "--output")
+    if not args.matrix.is_file():
+        raise InputError(
+            f"--matrix {args.matrix} does not exist; benchmark/matrices holds those of the project"
+        )
     end = time.monotonic() + 60 * args.minutes
     folder = args.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +138,13 @@ def main() -> int:
         console.say(f"{part.name}: {outcome}")
         failed += [part.name] if outcome.startswith("failed") else []
     return 1 if failed else 0
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ArgumentTypeError(f"must be a number above 0, not {text!r}")
 
 
 def do(part: Part, folder: Path, seconds: float) -> str:

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from PIL import Image
+from speed.arguments import csv_file
 from speed.meter import processor
 from speed.rows import write_csv
 from speed.targets import verdict
@@ -55,7 +56,7 @@ def main() -> int:
     parser.add_argument("--images", type=whole(1), default=25_000)
     parser.add_argument("--workers", type=whole(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--batches", type=whole(10), help="batches to load (default: an epoch)")
-    parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--output", type=csv_file, help="CSV file to write")
     args = parse_with_overrides(parser)
     torch.set_num_threads(1)
     console.silence()

@@ -9,12 +9,12 @@ anything is timed, ours must give the peer's tensors from the same draws (with o
 of a row). One process, one thread; medians over rounds, ratios within rounds.
 """
 
-import argparse
 import os
 import random
 import statistics
 import sys
 import tempfile
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,17 @@ from PIL import Image
 from speed.meter import measure, median_ratio
 from speed.targets import verdict
 
+from hicl_d2.command import cli
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.projects import original
 from hicl_d2.data.color import ColorAugSSDTransform
+from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, load_records
 from hicl_d2.data.mapper import SemanticMapper, build_augmentations
+from hicl_d2.data.preflight import check_inputs
 
 CONFIG = Path(__file__).parent.parent / "configs" / "camvid" / "deeplab_v3_plus_R_50_20k_bs16.yaml"
 MOST = 0.6
@@ -61,7 +64,9 @@ def make_ours(cfg: CfgNode) -> dict[str, Mapper]:
     given = {**SemanticMapper.from_config(cfg, True), "pad_to": None}
     return {
         "ours": SemanticMapper(**{**given, "keep_decoded": False}),
-        "ours, decoded files kept": SemanticMapper(**{**given, "keep_decoded": True}),
+        "ours, decoded files kept": SemanticMapper(
+            **{**given, "keep_decoded": True, "reduced_decoding": False}
+        ),
     }
 
 
@@ -128,26 +133,23 @@ def make_records(folder: Path, count: int) -> Records:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the targets do not touch the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config-file", default=str(CONFIG))
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=cli.whole(1), default=60)
+    parser.add_argument("--rounds", type=cli.whole(1), default=7)
     parser.add_argument("--quick", action="store_true", help="tiny images of noise, to test this script")
-    parser.add_argument("opts", nargs="*")
-    args = parser.parse_args(arguments)
+    args = cli.parse_with_overrides(parser, arguments)
     torch.set_num_threads(1)
+    cfg = load_config(args.config_file, args.opts)
+    check_inputs(cfg)
+    register_custom(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise InputError("DATASETS.TRAIN names no data set; give at least one")
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            cfg = load_config(args.config_file, args.opts)
-            records = (
-                make_records(Path(folder), args.images) if args.quick else load_records(cfg.DATASETS.TRAIN[0])
-            )
-        except InputError as error:
-            sys.stderr.write(f"loader_speed.py: {error}\n")
-            return 2
+        records = (
+            make_records(Path(folder), args.images) if args.quick else load_records(cfg.DATASETS.TRAIN[0])
+        )
         records = records[:: max(1, len(records) // args.images)][: args.images]
         source = "noise" if args.quick else cfg.DATASETS.TRAIN[0]
         _show(f"runtime {RUNTIME}, torch {torch.__version__}, {len(records)} images of {source}\n")
@@ -165,4 +167,4 @@ def _show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run("loader_speed", main)

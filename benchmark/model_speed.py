@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
+from speed.arguments import csv_file, device_name
 from speed.follow import Footprint, LooksAtValuesError, follow, operators
 from speed.meter import measure, median_ratio, peak_bytes, processor
 from speed.rows import write_csv
@@ -29,7 +30,7 @@ from tabulate import tabulate
 from torch import nn
 
 import hicl_d2.modeling.models  # noqa: F401 - registers models
-from hicl_d2.command.cli import Parser, parse_with_overrides, run
+from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
@@ -84,14 +85,16 @@ def main() -> int:
     parser.add_argument(
         "--config-file", nargs="+", default=DEFAULT, help="configs with the branch (..._hicl.yaml)"
     )
-    parser.add_argument("--batch", type=int, default=2, help="images in a training step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=whole(1), default=2, help="images in a training step")
+    parser.add_argument("--rounds", type=whole(1), default=5)
+    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--without-data", action="store_true", help="compute nothing: operators and memory of a step alone"
     )
-    parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--output", type=csv_file, help="CSV file to write")
     args = parse_with_overrides(parser)
+    if args.without_data and args.output:
+        raise InputError("--without-data prints its table and writes no file; leave out --output")
     torch.set_num_threads(1)
     forced = ["MODEL.DEVICE", "cpu" if args.without_data else args.device, "MODEL.HICL.WARMUP_ITERS", "0"]
     configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}

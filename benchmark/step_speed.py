@@ -29,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from speed.arguments import csv_file, device_name
 from speed.meter import measure, median_ratio, processor
 from speed.parts import PARTS, Parts, watched
 from speed.rows import write_csv
@@ -51,10 +52,13 @@ from torch import nn
 import hicl_d2.modeling.models  # noqa: F401 - registers models
 from hicl_d2.command.cli import Parser, parse_with_overrides, run, whole
 from hicl_d2.command.console import console
+from hicl_d2.command.errors import InputError
 from hicl_d2.config import load_config
 from hicl_d2.d2 import RUNTIME
 from hicl_d2.d2.config import CfgNode
+from hicl_d2.data.custom import register_custom
 from hicl_d2.data.loader import build_train_loader
+from hicl_d2.data.preflight import check_inputs
 from hicl_d2.engine.memory import keep_freed_memory
 from hicl_d2.engine.trainer import Trainer
 from hicl_d2.modeling.check import check_model_config
@@ -131,8 +135,8 @@ def main() -> int:
         "--evaluate", type=whole(1), metavar="N", help="test images to evaluate, in place of training"
     )
     parser.add_argument("--threads", type=whole(1), default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=csv_file, help="CSV file to write")
     args = parse_with_overrides(parser)
     torch.set_num_threads(args.threads)
     console.silence()
@@ -140,8 +144,12 @@ def main() -> int:
         keep_freed_memory()
     forced = ["MODEL.DEVICE", args.device, "MODEL.HICL.WARMUP_ITERS", "0", "MODEL.WEIGHTS", ""]
     configs = {file: load_config(file, [*args.opts, *forced]) for file in args.config_file}
-    for cfg in configs.values():
+    for file, cfg in configs.items():
         check_model_config(cfg)
+        check_inputs(cfg)
+        register_custom(cfg)
+        if args.evaluate and not cfg.DATASETS.TEST:
+            raise InputError(f"{file}: DATASETS.TEST names no data set to evaluate on")
     _show(
         f"{processor(torch.device(args.device))}, torch {torch.__version__}, {RUNTIME}, threads {args.threads}, "
         f"rounds {args.rounds}, load {os.getloadavg()[0]:.1f}\n"

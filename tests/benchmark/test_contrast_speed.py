@@ -31,12 +31,6 @@ def test_quick_run_prints_tables_and_targets_and_writes_every_row(tmp_path, caps
     assert next(row["to_first"] for row in rows if row["table"] == "bank") == "1.0"
 
 
-def test_says_so_where_there_is_no_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert contrast_speed.main(["--quick", "--device", "cuda"]) == 2
-    assert "--device cpu" in capsys.readouterr().err
-
-
 def test_steps_share_a_batch_and_leave_no_gradient_on_it():
     batch = make_batch(TINY, CPU)
     plain = make_step(make_contrast("hicl", TINY), batch, torch.contiguous_format)
