@@ -5,7 +5,7 @@ A record's label map rides along as "sem_seg", which a semantic head and the bra
 
 from typing import Any
 
-from hicl_d2.command.errors import InputError, counted
+from hicl_d2.command.errors import InputError, counted, listing
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.d2.projects import original
@@ -65,4 +65,21 @@ def check_instances(name: str, records: Records, cfg: CfgNode) -> None:
             f"the data set {name!r} has {counted(len(things), 'class', 'classes')} of things, but {key}.NUM_CLASSES is "
             f"{section.NUM_CLASSES}; "
             f"set {key}.NUM_CLASSES to {len(things)}"
+        )
+
+
+def check_panoptic(name: str, records: Records) -> None:
+    """Raise InputError if the training data ``name`` lack what Detectron2's mapper of Panoptic-DeepLab reads."""
+    metadata = MetadataCatalog.get(name)
+    of_records, of_metadata = (
+        ("pan_seg_file_name", "segments_info"),
+        ("thing_dataset_id_to_contiguous_id", "ignore_label"),
+    )
+    lacks = [key for key in of_records if not all(key in record for record in records)]
+    lacks += [key for key in of_metadata if metadata.get(key) is None]
+    if lacks:
+        raise InputError(
+            f"the data set {name!r} has no {listing(lacks)}, which PanopticDeepLab trains with; name one with panoptic labels "
+            "(cityscapes_fine_panoptic_train), or train the semantic half alone (META_ARCHITECTURE, or HICL.BASE: "
+            "SemanticSegmentor)"
         )

@@ -11,9 +11,9 @@ from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import MetadataCatalog
 from hicl_d2.data.custom import register_custom
 from hicl_d2.data.datasets.registry import Records, check_classes, load_records
-from hicl_d2.data.instances import check_instances, uses_instances
+from hicl_d2.data.instances import check_instances, check_panoptic, uses_instances
 from hicl_d2.data.mapper import SemanticMapper
-from hicl_d2.modeling.settings import needs_instances, reads_label_maps
+from hicl_d2.modeling.settings import base_architecture, needs_instances, reads_label_maps
 from hicl_d2.reading import image_size, label_size, read_labels, value_hint
 
 # Files of each data set that are read whole: the first, the last, and some between.
@@ -52,9 +52,14 @@ def check_datasets(cfg: CfgNode, *, train: bool = True) -> None:
 
 def check_instance_data(cfg: CfgNode) -> None:
     """Raise InputError if the model of ``cfg`` needs instances and DATASETS.TRAIN do not hold what it trains with."""
-    if needs_instances(cfg):
-        register_custom(cfg)
-        for name in cfg.DATASETS.TRAIN:
+    is_panoptic = base_architecture(cfg) == "PanopticDeepLab"
+    if not is_panoptic and not needs_instances(cfg):
+        return
+    register_custom(cfg)
+    for name in cfg.DATASETS.TRAIN:
+        if is_panoptic:
+            check_panoptic(name, load_records(name))
+        else:
             check_instances(name, load_records(name), cfg)
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hicl_d2.d2 import USES_DETECTRON2
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.d2.data import DatasetCatalog, MetadataCatalog
+from hicl_d2.d2.projects import panoptic_deeplab_mapper
 from hicl_d2.data import check_datasets, preflight
 from hicl_d2.data.datasets.registry import load_records, register_semantic
-from hicl_d2.data.preflight import unseen_classes
+from hicl_d2.data.preflight import check_instance_data, unseen_classes
 from hicl_d2.reading import read_labels
 from tests.test_reading import refusal
 
@@ -56,6 +58,28 @@ def test_data_whose_metadata_name_no_classes_are_told_how_to(cfg: CfgNode, split
         "the data set 'nameless' names no classes; where it is registered, set "
         "MetadataCatalog.get('nameless').stuff_classes to a list of their names"
     )
+
+
+@pytest.mark.usefixtures("small_root")
+@pytest.mark.parametrize("architecture", ["PanopticDeepLab", "HiCL"])
+def test_what_panoptic_deeplab_lacks_in_a_data_set_is_named(cfg: CfgNode, architecture: str) -> None:
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HICL.BASE = architecture, "PanopticDeepLab"
+    message = refusal(lambda: check_instance_data(cfg))
+    assert "'camvid_train' has no pan_seg_file_name, segments_info, thing_dataset_id_to_contig" in message
+    assert "semantic half alone" in message
+    with_all = [
+        {**record, "pan_seg_file_name": "", "segments_info": []} for record in load_records("camvid_train")
+    ]
+    DatasetCatalog.register("panoptic", lambda: with_all)
+    MetadataCatalog.get("panoptic").set(thing_dataset_id_to_contiguous_id={}, ignore_label=255)
+    try:
+        cfg.DATASETS.TRAIN = ("panoptic",)
+        check_instance_data(cfg)
+        if USES_DETECTRON2:
+            panoptic_deeplab_mapper(cfg)  # which reads the metadata
+    finally:
+        DatasetCatalog.remove("panoptic")
+        MetadataCatalog.remove("panoptic")
 
 
 @pytest.mark.usefixtures("small_root")
