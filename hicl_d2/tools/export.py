@@ -28,12 +28,14 @@ PLAIN = ("MODEL.HICL.ENABLED", "False", "MODEL.DEVICE", "cpu")
 class ImageToScores(nn.Module):
     """A meta-architecture as a function of one tensor: images (1, 3, H, W), values 0 to 255, to scores (1, K, H, W)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
+        self.height, self.width = size  # some models, as Panoptic-DeepLab, ask for the size to predict at
 
     def forward(self, image: Tensor) -> Tensor:
-        scores: Tensor = self.model([{"image": image[0]}])[0]["sem_seg"]
+        entry = {"image": image[0], "height": self.height, "width": self.width}
+        scores: Tensor = self.model([entry])[0]["sem_seg"]
         return scores[None]
 
 
@@ -63,7 +65,7 @@ def main(args: Namespace) -> None:
 
     height, width = args.size or _test_size(cfg)
     example = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(0)).float()
-    plain = ImageToScores(model).eval()
+    plain = ImageToScores(model, (height, width)).eval()
     with torch.no_grad():
         expected = plain(example)
     content = metadata(cfg, _divisor(model), (height, width))

@@ -17,7 +17,7 @@ from hicl_d2.command.cli import status
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
-from hicl_d2.d2.modeling import build_model
+from hicl_d2.d2.modeling import META_ARCH_REGISTRY, build_model
 from hicl_d2.tools import commands
 
 PARTS = "parts/deeplab_v3_plus_R_18.yaml"
@@ -328,6 +328,34 @@ def test_what_the_exporter_cannot_do_is_one_line_and_leaves_nothing(
         with pytest.raises(InputError, match=message):
             export(PARTS, "torchscript", *SMALL, *HEAD)
     assert not [path for path in tmp_path.iterdir() if path.suffix not in (".pth", ".npz")]
+
+
+@META_ARCH_REGISTRY.register()
+class AsksForTheSize(torch.nn.Module):
+    """A model of one's own that predicts at "height" x "width", as Panoptic-DeepLab does, and has no other size to take."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.predictor = torch.nn.Conv2d(3, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 4, stride=4)
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        (entry,) = batch
+        scores = self.predictor(entry["image"][None])
+        return [
+            {"sem_seg": torch.nn.functional.interpolate(scores, size=(entry["height"], entry["width"]))[0]}
+        ]
+
+
+def test_a_model_that_asks_for_the_size_is_exported(fpn: str, tmp_path: Path) -> None:
+    opts = ["MODEL.META_ARCHITECTURE", "AsksForTheSize"]
+    model = build_model(load_config(fpn, opts)).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    words = ["--config-file", fpn, "--weights", str(tmp_path / "weights.pth"), "--format", "torchscript"]
+    commands.export([*words, "--output", str(tmp_path / "out"), "--size", "32", "40", *opts])
+    image = torch.rand(3, 32, 40) * 255
+    with torch.no_grad():
+        found = torch.jit.load(tmp_path / "out")(image[None])
+        assert_equal(found[0], model([{"image": image, "height": 32, "width": 40}])[0]["sem_seg"])
 
 
 def test_detectron2_gets_its_own_keys_and_the_plain_weights(export: Export, fpn: str, tmp_path: Path) -> None:
