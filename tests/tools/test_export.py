@@ -381,3 +381,33 @@ def test_a_model_that_detectron2_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Detectron2 has no build_dilated_resnet_backbone"):
         commands.export([*words, "--output", str(tmp_path / "theirs")])
     assert not (tmp_path / "theirs").exists()
+
+
+DEEPLAB = [*SMALL, *HEAD, "MODEL.RESNETS.DEPTH", "50"]
+
+
+def to_detectron2(folder: Path, *opts: str) -> Path:
+    """Export a fresh DeepLabV3+ that Detectron2 has, and return its folder."""
+    opts = (*DEEPLAB, *opts)
+    torch.save({"model": build_model(load_config(PARTS, opts)).state_dict()}, folder / "weights.pth")
+    words = ["--config-file", PARTS, "--weights", str(folder / "weights.pth"), "--to", "detectron2"]
+    commands.export([*words, "--output", str(folder / "theirs"), *opts])
+    return folder / "theirs"
+
+
+def test_it_is_said_which_images_detectron2s_deeplab_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_detectron2(tmp_path, "INPUT.CROP.SIZE", "(64, 96)")
+    assert "images alone whose sides, as resized, are multiples of 64 x 96 pixels" in capsys.readouterr().out
+
+
+def test_a_crop_that_detectron2s_deeplab_refuses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training crop \(INPUT.CROP.SIZE\) of 64 x 90, which its stride"):
+        to_detectron2(tmp_path, "INPUT.CROP.SIZE", "(64, 90)")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_model_that_pools_the_whole_map_does_so_in_detectron2(tmp_path: Path) -> None:
+    folder = to_detectron2(tmp_path, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]")
+    assert not yaml.safe_load((folder / "config.yaml").read_text())["INPUT"]["CROP"]["ENABLED"]
