@@ -130,9 +130,11 @@ def _check_name(registry: Registry, key: str, name: str) -> None:
     )
 
 
-def _check_norm(key: str, norm: str) -> None:
+def _check_norm(key: str, norm: str | None) -> None:
     known = (*NORMS, *NORMS_OF_DETECTRON2) if USES_DETECTRON2 else NORMS
-    if norm not in known:
+    if (
+        norm is not None and norm not in known
+    ):  # None is what Detectron2 takes for no norm, without a bias in its place
         names = listing(filter(None, known))
         raise InputError(f"{key} is {norm!r}{nearest(norm, known)}; known: {names}, or empty for none")
 

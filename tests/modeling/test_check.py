@@ -8,7 +8,7 @@ import torch
 from hicl_d2.command.errors import InputError
 from hicl_d2.config import get_hicl_cfg, load_config
 from hicl_d2.d2 import USES_DETECTRON2
-from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone
+from hicl_d2.d2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from hicl_d2.modeling.check import backbone_strides, check_model_config
 from tests.modeling.deeplab.models import DEEPLAB_HEADS, deeplab_cfg
 
@@ -35,6 +35,19 @@ def test_a_model_that_can_be_built_passes(head):
 
 def test_semantic_fpn_passes():
     check_model_config(fpn_cfg())
+
+
+def test_no_norm_passes_and_is_built_in_either_spelling():
+    sections = ("RESNETS", "FPN", "SEM_SEG_HEAD")
+    for norm in (
+        "",
+        None,
+    ):  # Detectron2 takes None for a norm that is left out and leaves no bias in its place
+        cfg = fpn_cfg(**{f"{section}__NORM": norm for section in sections})
+        check_model_config(cfg)
+        model = build_model(cfg)
+        assert not any("norm" in name for name in model.state_dict())
+        assert ("backbone.fpn_output2.bias" in model.state_dict()) is (norm == "")
 
 
 def recipes():
