@@ -38,6 +38,8 @@ from hicl_d2.run.processes import count
 
 logger = logging.getLogger(__name__)
 
+# What torch calls the precisions of float32 products.
+FLOAT32_PRECISIONS = ("highest", "high", "medium")
 # Files that a run has open without loaders' workers, and for each of them, at least; and what is asked of the system.
 FILES, FILES_OF_WORKER, MOST_FILES = 64, 16, 65536
 
@@ -72,6 +74,11 @@ def _check_numbers(cfg: CfgNode, args: Namespace) -> None:
         raise InputError(
             f"SOLVER.AMP.DTYPE is {solver.AMP.DTYPE!r}{nearest(solver.AMP.DTYPE, PRECISIONS)}; "
             f"it is one of {listing(PRECISIONS)}"
+        )
+    if cfg.FLOAT32_PRECISION not in ("", *FLOAT32_PRECISIONS):
+        raise InputError(
+            f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}{nearest(cfg.FLOAT32_PRECISION, FLOAT32_PRECISIONS)}; it is one of "
+            f"{listing(FLOAT32_PRECISIONS)}, or empty"
         )
     check_memory_format(cfg)
     check_trackers(cfg)

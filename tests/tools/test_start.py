@@ -69,6 +69,7 @@ def test_a_lazy_config_is_named_as_what_it_is(content, train_net_line, tmp_path)
             "SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'foo'",
         ),
         (("SOLVER.ACCUMULATE", "3"), "which SOLVER.ACCUMULATE 3 cannot divide"),
+        (("FLOAT32_PRECISION", "hihg"), "FLOAT32_PRECISION is 'hihg'; did you mean high?"),
         (("DATALOADER.SAMPLER_TRAIN", "foo"), "DATALOADER.SAMPLER_TRAIN is foo"),
         (("MODEL.PIXEL_MEAN", "[1,2]"), "MODEL.PIXEL_MEAN is [1, 2]; it must hold 3 numbers"),
         (("MODEL.PIXEL_STD", "[1]"), "MODEL.PIXEL_STD is [1]; it must hold 3 numbers"),
