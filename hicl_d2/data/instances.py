@@ -55,7 +55,7 @@ def check_instances(name: str, records: Records, cfg: CfgNode) -> None:
         reader = base if base == "PanopticFPN" else "Hi-CL"
         raise InputError(
             f"the data set {name!r}: no label map (sem_seg_file_name) for {len(without)} of {counted(len(records), 'image')}, "
-            f"and {reader} trains with; the first is {without[0]['file_name']}"
+            f"and {reader} trains with them; the first is {without[0]['file_name']}"
         )
     things = MetadataCatalog.get(name).get("thing_classes") or []
     section = cfg.MODEL.RETINANET if base == "RetinaNet" else cfg.MODEL.ROI_HEADS

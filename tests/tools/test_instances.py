@@ -146,8 +146,8 @@ def test_it_trains_with_detectron2s_mapper_and_is_scored_by_its_evaluators(
 @pytest.mark.parametrize(
     ("base", "with_branch", "message"),
     [
-        ("PanopticFPN", False, "no label map (sem_seg_file_name), which PanopticFPN trains with"),
-        ("GeneralizedRCNN", True, "no label map (sem_seg_file_name), which Hi-CL trains with"),
+        ("PanopticFPN", False, "for 4 of 4 images, and PanopticFPN trains with them; the first is"),
+        ("GeneralizedRCNN", True, "for 4 of 4 images, and Hi-CL trains with them; the first is"),
     ],
 )
 def test_data_without_label_maps_are_refused_where_they_are_read(
