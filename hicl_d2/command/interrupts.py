@@ -28,6 +28,7 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     """What the handler knows; one per process."""
 
+    handles = False
     deferred = False
     patient = False
     follows = False
@@ -96,6 +97,7 @@ def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     """
     of_children = signal.getsignal(signal.SIGCHLD)
     _state.deferred, _state.patient, _state.follows, _state.received = False, patient, follows, None
+    _state.handles = True
     show = sys.excepthook
     sys.excepthook = partial(_show_own, os.getpid(), show)
     try:
@@ -104,7 +106,7 @@ def handled(*, patient: bool = False, follows: bool = False) -> Iterator[None]:
     finally:
         sys.excepthook = show
         signal.signal(signal.SIGCHLD, of_children if of_children is not None else signal.SIG_DFL)
-        _state.deferred = _state.patient = _state.follows = False
+        _state.handles = _state.deferred = _state.patient = _state.follows = False
 
 
 def defer() -> None:
@@ -113,9 +115,12 @@ def defer() -> None:
 
 
 def release() -> int | None:
-    """End :func:`defer` and return the signal that was noted meanwhile, if this process is to act on it."""
+    """End :func:`defer` and return the signal that was noted meanwhile, if this process is to act on it.
+
+    A signal that ended an earlier command of this process, in a notebook say, is none of a later training.
+    """
     _state.deferred = False
-    return None if _state.follows else _state.received
+    return _state.received if _state.handles and not _state.follows else None
 
 
 def received() -> int | None:

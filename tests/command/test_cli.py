@@ -251,6 +251,15 @@ def test_a_signal_within_an_iteration_waits_for_its_end() -> None:
         assert interrupts.release() == signal.SIGTERM
 
 
+def test_a_signal_that_ended_a_command_is_none_of_what_follows_in_its_process(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    code, _ = _ended(_signal_self, capsys)
+    assert code == 128 + signal.SIGTERM
+    interrupts.defer()
+    assert interrupts.release() is None
+
+
 def test_a_second_signal_does_not_wait() -> None:
     with interrupts.handled():
         interrupts.defer()
