@@ -39,7 +39,7 @@ def keep_depthwise_in_float32(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            module.register_forward_pre_hook(_begin_float32)
+            module.register_forward_pre_hook(_begin_float32, with_kwargs=True)
             module.register_forward_hook(_end_float32, always_call=True)
 
 
@@ -53,14 +53,19 @@ class _Outside(threading.local):
 _outside = _Outside()
 
 
-def _begin_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _begin_float32(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
     is_enabled = torch.is_autocast_enabled("cpu")
     _outside.states.append(is_enabled)
     is_fast = getattr(module, "is_fast_depthwise", None)
-    if not is_enabled or (is_fast and args and is_fast(args[0])):
-        return args
+    first = next(iter((*args, *named.values())), None)
+    if not is_enabled or (is_fast and first is not None and is_fast(first)):
+        return args, named
     torch.set_autocast_enabled("cpu", False)
-    return tuple(each.float() if isinstance(each, Tensor) else each for each in args)
+    return tuple(map(_in_float32, args)), {name: _in_float32(each) for name, each in named.items()}
+
+
+def _in_float32(given: Any) -> Any:
+    return given.float() if isinstance(given, Tensor) else given
 
 
 def _end_float32(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -107,4 +107,7 @@ def test_a_map_may_be_given_by_name() -> None:
     layer = Conv2d(4, 4, 5, padding=2, groups=4)
     keep_depthwise_in_float32(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(x=torch.ones(1, 4, 8, 8)).dtype is torch.float32
+        for dtype in (torch.float32, torch.bfloat16):  # as a layer before it gives it
+            x = torch.ones(1, 4, 8, 8, dtype=dtype)
+            assert torch.equal(layer(x=x), layer(x))
+            assert layer(x=x).dtype is torch.float32
