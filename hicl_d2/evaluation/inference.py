@@ -116,8 +116,9 @@ class SlidingWindow(_Around):
         total = count = torch.zeros(0)
         for top, left, output in self._outputs(image, list(product(rows, columns))):
             if not len(total):
-                total = output.new_zeros(len(output), height, width)
-                count = output.new_zeros(height, width)
+                dtype = torch.promote_types(output.dtype, torch.float32)  # half precision cannot hold a sum
+                total = output.new_zeros(len(output), height, width, dtype=dtype)
+                count = output.new_zeros(height, width, dtype=dtype)
             bottom, right = top + output.shape[1], left + output.shape[2]
             total[:, top:bottom, left:right] += output
             count[top:bottom, left:right] += 1
@@ -217,6 +218,6 @@ class MultiScale(_Around):
                 if self.average_probabilities:
                     scores = scores.softmax(dim=0)
                 scores = scores.flip(2) if mirrored else scores
-                total = scores if total is None else total.add_(scores)
+                total = scores.clone() if total is None else total.add_(scores)  # the model may keep its own
         assert total is not None
         return total.div_(len(self.resizes) * (1 + self.flip))

@@ -113,6 +113,39 @@ def test_sizes_and_flips_are_averaged(image_file, average_probabilities):
     assert torch.allclose(result, expected / 4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_what_a_model_gives_is_not_written_over():
+    """As a hook that keeps scores would see; such a tensor of inference_mode cannot be."""
+
+    class Keeping(PerPixel):
+        @torch.inference_mode()
+        def forward(self, inputs):
+            kept.extend(outputs := super().forward(inputs))
+            copies.extend(output["sem_seg"].clone() for output in outputs)
+            return outputs
+
+    kept, copies = [], []
+    model, given = Keeping(), record(20, 30)
+    MultiScale(
+        model, [20, 40], 90, flip=True, image_format="RGB", average_probabilities=False, of_given_image=True
+    )([given])
+    SlidingWindow(model, (10, 10), (5, 5))([given])
+    assert len(kept) > 4
+    assert all(torch.equal(output["sem_seg"], copy) for output, copy in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_in_half_precision_are_added_up_in_full(dtype):
+    class Half(PerPixel):
+        def forward(self, inputs):
+            return [{"sem_seg": 100 * output["sem_seg"].to(dtype)} for output in super().forward(inputs)]
+
+    given = record(20, 30)
+    expected = Half()([given])[0]["sem_seg"].float()
+    found = SlidingWindow(Half(), (20, 20), (1, 1))([given])[0]["sem_seg"]
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
 def test_a_size_that_leaves_nothing_of_an_image_is_one_line():
     model = MultiScale(PerPixel(), [20], 30, flip=True, image_format="RGB", of_given_image=True)
     with pytest.raises(InputError, match=r"0 x 30 of an image of 1 x 100; .* TEST\.AUG\.MAX_SIZE"):
