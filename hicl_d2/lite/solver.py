@@ -119,7 +119,8 @@ def _clipping_class(
 ) -> type[torch.optim.Optimizer]:
     def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
         for parameter in itertools.chain.from_iterable(group["params"] for group in self.param_groups):
-            clip(parameter)
+            if parameter.grad is not None:  # clip_grad_value_ fails without any
+                clip(parameter)
         return kind.step(self, closure)
 
     return type(f"{kind.__name__}WithGradientClip", (kind,), {"step": step})

@@ -162,6 +162,16 @@ def test_gradients_are_clipped_parameter_by_parameter(kind: Any, clip_type: str)
     assert type(optimizer).__name__ == f"{kind.__name__}WithGradientClip"
 
 
+@pytest.mark.parametrize("clip_type", ["value", "norm"])
+def test_parameters_without_a_gradient_are_left_out_of_the_clipping(clip_type: str) -> None:
+    cfg = _config(CLIP_GRADIENTS__ENABLED=True, CLIP_GRADIENTS__CLIP_TYPE=clip_type)
+    used, unused = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = solver.maybe_add_gradient_clipping(cfg, torch.optim.SGD([unused, used], lr=0.1))
+    used.grad = torch.full((1,), 30.0)
+    optimizer.step()
+    assert (used.item(), unused.item()) == (pytest.approx(0.9), 1.0)
+
+
 def test_a_closure_is_passed_through_the_clipping() -> None:
     cfg = _config(CLIP_GRADIENTS__ENABLED=True)
     parameter = nn.Parameter(torch.ones(1))
