@@ -32,7 +32,7 @@ def test_the_result_file(command: Command, config: Path, tmp_path: Path) -> None
     result = _result(tmp_path / "run")
     assert list(result) == [
         *("schema", "status", "dataset", "iterations", "metrics", "class_iou", "seconds", "peak_memory_mb"),
-        *("parameters", "seed", "config_hash", "versions", "git", "device"),
+        *("parameters", "seed", "config_hash", "versions", "git", "device", "digest"),
     ]
     assert (result["schema"], result["status"], result["dataset"]) == (1, "finished", "tiny_val")
     assert (result["iterations"], result["seed"]) == (6, 7)
