@@ -7,17 +7,15 @@ import torch
 
 from hicl_d2.command.errors import InputError, counted
 from hicl_d2.command.files import check_writable
+from hicl_d2.run.setup import known_device
 
 __all__ = ["csv_file", "device_name"]
 
 
 def device_name(text: str) -> str:
     """Read the device to measure on: cpu, or a GPU that is there."""
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    device = known_device(text)
+    if device is None:
         raise ArgumentTypeError(f"must be cpu, cuda or cuda:N, not {text!r}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:

@@ -132,9 +132,8 @@ def _check_name(registry: Registry, key: str, name: str) -> None:
 
 def _check_norm(key: str, norm: str | None) -> None:
     known = (*NORMS, *NORMS_OF_DETECTRON2) if USES_DETECTRON2 else NORMS
-    if (
-        norm is not None and norm not in known
-    ):  # None is what Detectron2 takes for no norm, without a bias in its place
+    # Detectron2 takes None too: no norm, and no bias in its place.
+    if norm is not None and norm not in known:
         names = listing(filter(None, known))
         raise InputError(f"{key} is {norm!r}{nearest(norm, known)}; known: {names}, or empty for none")
 

@@ -173,17 +173,23 @@ def _check_weights(cfg: CfgNode, args: Namespace) -> None:
         raise InputError(f"nothing says which weights to evaluate: give {file}{other}")
 
 
+def known_device(name: str) -> torch.device | None:
+    """Return the device of this name where it is a CPU or a CUDA device, whether or not it is there; None for any other."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return None
+    return device if device.type in ("cuda", "cpu") else None
+
+
 def resolve_device(cfg: CfgNode) -> str:
     """Return where the model runs: MODEL.DEVICE, or the CPU where there is no CUDA.
 
     Raises InputError for a device that is neither, and for a GPU that this machine does not have.
     """
     name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cuda", "cpu"):
+    device = known_device(name)
+    if device is None:
         raise InputError(f"MODEL.DEVICE is {name!r}; it must be cuda, cuda:N or cpu")
     if device.type == "cpu":
         return "cpu"

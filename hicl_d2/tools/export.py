@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from hicl_d2.command.console import console
 from hicl_d2.command.errors import InputError, one_line
-from hicl_d2.command.files import atomic_path, check_writable, expanded
-from hicl_d2.config import load_config
+from hicl_d2.command.files import atomic_path, check_writable
 from hicl_d2.d2.config import CfgNode
 from hicl_d2.modeling.settings import base_architecture, gives_semantics
 from hicl_d2.run.logs import run_log
@@ -47,9 +46,6 @@ def main(args: Namespace) -> None:
     if not args.to and output.is_dir():
         raise InputError(f"--output {output} is a folder; give the name of a file in it")
     written = [output / name for name in (CHECKPOINT, CONFIG)] if args.to else [output]
-    for name in (args.config_file, args.weights, load_config(args.config_file, args.opts).MODEL.WEIGHTS):
-        if any(_is_same(name, file) for file in written):
-            raise InputError(f"--output {output} would overwrite {name}, which is read; give another name")
     for file in written:
         if os.path.lexists(file):
             raise InputError(f"{file} is there already; give another --output")
@@ -89,12 +85,6 @@ def main(args: Namespace) -> None:
     console.show(
         f"{args.format}: {output}, images of {height} x {width} pixels (no other size), {content['channel_order']}, 0 to 255; "
         f"it differs from the model by {difference:.1e} of the largest score"
-    )
-
-
-def _is_same(name: str | None, file: Path) -> bool:
-    return (
-        bool(name) and file.exists() and expanded(name or "").exists() and file.samefile(expanded(name or ""))
     )
 
 

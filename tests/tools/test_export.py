@@ -242,7 +242,7 @@ def test_what_is_read_is_not_written_over(
     words = ["--config-file", str(config), *way, "--output", str(output)]
     for given in (["--weights", str(weights)], ["MODEL.WEIGHTS", str(weights)]):
         assert status("hicl export", lambda given=given: commands.export([*words, *given])) == 2
-        assert "which is read; give another name" in capsys.readouterr().err
+        assert "is there already; give another --output" in capsys.readouterr().err
         assert (weights.read_bytes(), config.read_bytes()) == before
 
 

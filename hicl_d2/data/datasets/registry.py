@@ -87,7 +87,7 @@ def _check_records(name: str, records: Any) -> None:
         raise InputError(
             f"the data set {name!r}: its function must return a list of records, not {type(records).__name__}"
         )
-    if not records:
+    if not len(records):
         raise InputError(f"the data set {name!r} is empty")
     for number, record in enumerate(records):
         if not isinstance(record, Mapping):
